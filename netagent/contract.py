@@ -1,0 +1,137 @@
+"""What a backend is. The file that a backend's author reads first.
+
+A backend is a pure planner: it turns values (the network, this node, facts of the host, a peer's lease) into
+values (kernel objects, findings). It opens no socket, reads no clock and keeps no state; whenever one of its
+inputs changes the agent calls it again and the reconciler writes the difference. What must *run* beside it (the
+udp engine, the BGP speaker) is a `Service`, started by the agent; it adds objects under keys of its own.
+
+To add a backend: one module or folder under backends/, one line under [project.entry-points."netagent.backends"],
+one page in docs/, and the shared contract suite. Nothing in netagent/ changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from netagent.model import Facts, Finding, Lease, Network, Node, NodeRecord, Object
+
+# Ranks: where two owners want one key with different contents the lower rank wins.
+RANK_BASE = 0
+RANK_SERVICE = 10
+RANK_PEER = 20
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a planner may look at. `options` is what `Backend.options` returned."""
+
+    network: Network
+    options: Any
+    node: Node
+    facts: Facts
+
+
+class Plan(NamedTuple):
+    objects: tuple[Object, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+class Options(NamedTuple):
+    """Parsed backend options, and findings about what was not understood (unknown keys)."""
+
+    value: Any
+    findings: tuple[Finding, ...] = ()
+
+
+class LeaseData(NamedTuple):
+    """What this node publishes in its lease. `type` "" writes no BackendType (as flannel's udp does)."""
+
+    type: str
+    data: Mapping[str, Any] | None = None
+    data6: Mapping[str, Any] | None = None
+
+
+class Backend(Protocol):
+    """A planner. One instance for the life of the agent; it keeps no state between calls."""
+
+    name: str
+
+    def options(self, raw: Mapping[str, Any]) -> Options:
+        """Options of `Backend` in the network's configuration, keys in any case. ConfigError on a bad value."""
+        ...
+
+    def ports(self, options: Any) -> tuple[int, ...]:
+        """UDP ports that peers must be able to reach."""
+        ...
+
+    def mtu(self, context: Context) -> int:
+        """MTU of containers' interfaces: the uplink's less the overhead (bytes)."""
+        ...
+
+    def lease(self, context: Context) -> LeaseData: ...
+
+    def base(self, context: Context) -> Plan:
+        """What the node needs whatever its peers: devices, addresses."""
+        ...
+
+    def peer(self, context: Context, lease: Lease) -> Plan:
+        """What one remote lease needs. Called for each lease but our own; must be cheap (5,000 peers)."""
+        ...
+
+    def service(self, context: Context, port: ServicePort) -> Service | None:
+        """The thing that must run beside the plan, or None."""
+        ...
+
+
+class ServicePort(Protocol):
+    """What the agent lends to a service."""
+
+    run_dir: Path
+    state_dir: Path
+
+    def publish(self, name: str, objects: Iterable[Object]) -> None:
+        """Set the objects under this service's key `name` (an empty list withdraws them)."""
+        ...
+
+    def report(self, findings: Iterable[Finding]) -> None:
+        """Replace this service's findings."""
+        ...
+
+    async def share(self, attributes: Mapping[str, str]) -> None:
+        """Publish attributes of this node in its record (`<prefix>/netagent/nodes/<name>`), for all nodes to read."""
+        ...
+
+
+class Service(Protocol):
+    """Something that runs. The agent calls `run` as a task and restarts it with back-off if it raises."""
+
+    async def run(self) -> None:
+        """Until cancelled. Cancellation means that the agent goes away: what carries traffic stays."""
+        ...
+
+    def configure(self, context: Context) -> None:
+        """The context changed (address, MTU, options). Called before the first `peers`."""
+        ...
+
+    def peers(self, changed: Mapping[str, Lease], removed: Iterable[str], *, whole: bool) -> None:
+        """Leases by key that are new or changed, keys that went. `whole`: `changed` is all there is."""
+        ...
+
+    def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:
+        """All node records of the cluster, by name, whenever one changed."""
+        ...
+
+    async def settled(self) -> None:
+        """Return when everything told so far has taken effect (the engine has the peers)."""
+        ...
+
+    async def stop(self) -> None:
+        """The backend is no longer wanted: end what carries traffic too."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """For `netagent status` and metrics: plain JSON values. "state" is one word, "peers" maps keys to dicts."""
+        ...
