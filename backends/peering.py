@@ -19,14 +19,14 @@ def other_backend(ours: str, lease: Lease) -> Finding:
 def endpoint_problem(node: Node, lease: Lease, family: Family) -> Finding | None:
     """Why no packet can be sent to the peer's host in that family, or None."""
     endpoint = lease.endpoint(family)
-    field = "PublicIP" if family == 4 else "PublicIPv6"
+    field, flag = ("PublicIP", "--public-ip") if family == 4 else ("PublicIPv6", "--public-ipv6")
     if endpoint is None:
         return Finding(
             code="peer-no-address",
             subject=lease.key,
             message=f"no path to {lease.subnet(family)}: {lease.label} announces no {field}",
             evidence=f"{field} of {lease.key} is absent",
-            remedy=f"give that node an IPv{family} address, or start its agent with --public-ip{'v6' * (family == 6)}",
+            remedy=f"give that node an IPv{family} address, or set {flag} for its agent",
         )
     if endpoint == node.endpoint(family):
         return Finding(

@@ -28,7 +28,7 @@ class Registry(Mapping[str, Backend]):
                 raise ConfigError(
                     f"there is no backend {name!r}",
                     where="Backend.Type",
-                    remedy="known types: " + ", ".join(sorted(self._found)),
+                    remedy="Known types: " + ", ".join(sorted(self._found)),
                 )
             try:
                 self._made[name] = self._found[name].load()()
@@ -36,7 +36,7 @@ class Registry(Mapping[str, Backend]):
                 raise ConfigError(
                     f"the backend {name!r} cannot be loaded: {error}",
                     where=f"entry point {self._found[name].value}",
-                    remedy="reinstall the package that provides it",
+                    remedy="Reinstall the package that provides it",
                 ) from error
         return self._made[name]
 

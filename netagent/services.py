@@ -1,0 +1,144 @@
+"""Runs what a backend has beside its plan: the udp engine, the BGP speaker.
+
+Rules: a service that raises is started again with jittered back-off and is reported, and never takes the agent
+down; while it is away its kernel objects stay. Cancelling `run` is the agent going away: what carries traffic stays.
+`end` is the backend no longer wanted: the service stops, and what it published is withdrawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from netagent.contract import RANK_SERVICE, Backend, Context, Service
+from netagent.model import Finding, Lease, NodeRecord, Object
+from netagent.reconcile import Reconciler
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FIRST, BACKOFF_MAX = 0.2, 10.0  # seconds
+STOP_DEADLINE = 5.0
+
+
+class Port:
+    """What the agent lends to one service (contract.ServicePort)."""
+
+    def __init__(
+        self,
+        name: str,
+        reconciler: Reconciler,
+        run_dir: Path,
+        state_dir: Path,
+        share: Callable[[Mapping[str, str]], Awaitable[None]],
+    ) -> None:
+        self.run_dir = run_dir
+        self.state_dir = state_dir
+        self.findings: tuple[Finding, ...] = ()
+        self._prefix = f"service/{name}/"
+        self._reconciler = reconciler
+        self._share = share
+
+    def publish(self, name: str, objects: Iterable[Object]) -> None:
+        wanted = tuple(objects)
+        if wanted:
+            self._reconciler.put(self._prefix + name, wanted, RANK_SERVICE)
+        else:
+            self._reconciler.drop(self._prefix + name)
+
+    def report(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+
+    async def share(self, attributes: Mapping[str, str]) -> None:
+        await self._share(attributes)
+
+    def withdraw(self) -> None:
+        """Everything that the service published."""
+        for owner in self._reconciler.owners(self._prefix):
+            self._reconciler.drop(owner)
+
+
+class Runner:
+    """One service of one standing backend, kept running."""
+
+    def __init__(self, backend: Backend, port: Port) -> None:
+        self.backend = backend
+        self.port = port
+        self._service: Service | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._error = ""
+
+    def start(self, context: Context, peers: Mapping[str, Lease], nodes: Mapping[str, NodeRecord]) -> None:
+        """Make the service, if the backend has one, tell it what there is, and run it as a task."""
+        service = self.backend.service(context, self.port)
+        if service is None:
+            return
+        service.configure(context)
+        service.nodes(nodes)
+        service.peers(peers, (), whole=True)
+        self._service = service
+        self._task = asyncio.create_task(self._keep(service), name=f"service {self.backend.name}")
+
+    def configure(self, context: Context) -> None:
+        if self._service is not None:
+            self._service.configure(context)
+
+    def peers(self, changed: Mapping[str, Lease], removed: Iterable[str], *, whole: bool = False) -> None:
+        if self._service is not None:
+            self._service.peers(changed, removed, whole=whole)
+
+    def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:
+        if self._service is not None:
+            self._service.nodes(nodes)
+
+    async def settled(self) -> None:
+        if self._service is not None:
+            await self._service.settled()
+
+    def status(self) -> Mapping[str, Any]:
+        """What the service says of itself; "state" is "failed" while it waits to be started again."""
+        if self._service is None:
+            return {}
+        status = self._service.status()
+        return {**status, "state": "failed", "error": self._error} if self._error else status
+
+    async def leave(self) -> None:
+        """The agent goes away: stop running the service, leave what carries traffic."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def end(self) -> None:
+        """The backend is no longer wanted."""
+        await self.leave()
+        if self._service is not None:
+            try:
+                async with asyncio.timeout(STOP_DEADLINE):
+                    await self._service.stop()
+            except Exception as error:
+                log.warning("stopping the %s service: %s", self.backend.name, error or type(error).__name__)
+        self.port.withdraw()
+
+    async def _keep(self, service: Service) -> None:
+        delay = BACKOFF_FIRST
+        while True:
+            started = asyncio.get_running_loop().time()
+            try:
+                self._error = ""
+                await service.run()
+                self._error = "it ended by itself"
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                self._error = str(error) or type(error).__name__
+                log.exception("the %s service failed", self.backend.name)
+            if asyncio.get_running_loop().time() - started > BACKOFF_MAX:
+                delay = BACKOFF_FIRST
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311
+            delay = min(delay * 2, BACKOFF_MAX)
