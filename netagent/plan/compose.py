@@ -1,17 +1,16 @@
 """Composes the node's plan from its backends. Pure: values in, values out.
 
-Rules: the active backend is the configured one. While the cluster moves from one backend to another, the previous
-one stands beside it for as long as some peer still announces it, and each peer is planned by the backend that its
-own lease announces: so a change of backend drops no packet, in whatever order the nodes follow. A peer that
-announces a backend which does not stand here yet keeps the path it had (`Peer.keep`).
+Rules: the active backend is the configured one. While the cluster moves from one backend (or VNI) to another, the
+previous one stands beside it for as long as some peer is reached by it, and each peer is planned by the backend
+that its own lease announces: so a change drops no packet, in whatever order the nodes follow. A peer that announces
+a backend which does not stand here yet keeps the path it had (`Peer.keep`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
-from netagent.contract import Backend, Context, Plan
+from netagent.contract import RANK_BASE, Backend, Context, Plan
 from netagent.model import Finding, Lease, Object
 
 
@@ -22,12 +21,24 @@ class Standing(NamedTuple):
     context: Context
 
 
+class Base(NamedTuple):
+    """The base plan of one standing backend, under its owner and rank (the active one wins over the previous)."""
+
+    owner: str
+    plan: Plan
+    rank: int
+
+
 class Peer(NamedTuple):
-    """What one remote lease needs. `backend` planned it; `keep`: leave what was planned for it earlier."""
+    """What one remote lease needs, and which backend planned it.
+
+    `previous`: it is reached by the previous backend. `keep`: leave what was planned for it earlier.
+    """
 
     backend: str
     objects: tuple[Object, ...]
     findings: tuple[Finding, ...]
+    previous: bool = False
     keep: bool = False
 
 
@@ -53,24 +64,24 @@ class Composer:
         ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
         return tuple(sorted(ports))
 
-    def base(self) -> dict[str, Plan]:
-        """The base plan of each standing backend, by its name."""
-        return {s.backend.name: s.backend.base(s.context) for s in self.standing}
+    def base(self) -> tuple[Base, ...]:
+        return tuple(
+            Base(f"base/{s.backend.name}{'/previous' * number}", s.backend.base(s.context), RANK_BASE + number)
+            for number, s in enumerate(self.standing)
+        )
 
     def peer(self, lease: Lease) -> Peer:
         """Plan one remote lease."""
         kind = announced(lease)
-        for standing in self.standing:
+        first: Plan | None = None
+        for number, standing in enumerate(self.standing):
             if standing.backend.name == kind:
                 plan = standing.backend.peer(standing.context, lease)
-                return Peer(kind, plan.objects, plan.findings)
+                if plan.objects:
+                    return Peer(kind, plan.objects, plan.findings, previous=number == 1)
+                first = first or plan
+        if first is not None:
+            return Peer(kind, (), first.findings)
         active = self.active
         plan = active.backend.peer(active.context, lease)
         return Peer(active.backend.name, plan.objects, plan.findings, keep=not plan.objects)
-
-    def previous_needed(self, leases: Iterable[Lease]) -> bool:
-        """Whether some peer still announces the previous backend."""
-        if self.previous is None:
-            return False
-        name = self.previous.backend.name
-        return any(announced(lease) == name for lease in leases)

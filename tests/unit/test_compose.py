@@ -18,12 +18,10 @@ def standing(backend: VxlanBackend | HostGw) -> Standing:
 
 def test_peers_are_planned_by_the_backend_they_announce() -> None:
     both = Composer(standing(HOSTGW), standing(VXLAN))
-    assert both.peer(lease(HOSTGW)).backend == "host-gw"
-    late = both.peer(lease(VXLAN))
-    assert late.backend == "vxlan"
+    early, late = both.peer(lease(HOSTGW)), both.peer(lease(VXLAN))
+    assert (early.backend, early.previous) == ("host-gw", False)
+    assert (late.backend, late.previous) == ("vxlan", True)
     assert any(o.KIND == "fdb" for o in late.objects)
-    assert both.previous_needed([lease(HOSTGW), lease(VXLAN)])
-    assert not both.previous_needed([lease(HOSTGW)])
 
 
 def test_a_peer_that_moved_before_us_keeps_its_path() -> None:
@@ -32,9 +30,19 @@ def test_a_peer_that_moved_before_us_keeps_its_path() -> None:
     assert [f.code for f in early.findings] == ["peer-other-backend"]
 
 
-def test_both_bases_and_all_ports_stand() -> None:
+def test_a_change_of_vni_reaches_each_peer_on_the_one_it_is_on() -> None:
+    both = Composer(Standing(VXLAN, context(VXLAN, VNI=2)), standing(VXLAN))
+    on_old = both.peer(lease(VXLAN))
+    assert on_old.previous
+    assert {o.dev for o in on_old.objects if o.KIND == "fdb"} == {"na-vx1"}
+    on_new = both.peer(msgspec.structs.replace(lease(VXLAN), data=b'{"VNI":2,"VtepMAC":"ae:da:bc:2e:be:25"}'))
+    assert not on_new.previous
+    assert {o.dev for o in on_new.objects if o.KIND == "fdb"} == {"na-vx2"}
+
+
+def test_both_bases_and_all_ports_stand_and_the_active_one_wins() -> None:
     both = Composer(standing(HOSTGW), standing(VXLAN))
-    assert set(both.base()) == {"host-gw", "vxlan"}
+    assert [(b.owner, b.rank) for b in both.base()] == [("base/host-gw", 0), ("base/vxlan/previous", 1)]
     assert both.ports == (8472,)
     assert Composer(standing(HOSTGW)).ports == ()
 
