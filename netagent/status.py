@@ -234,10 +234,12 @@ class AgentView(Protocol):
         """With the verdict filled in (`health.judged`)."""
         ...
 
-    def peers(self) -> Sequence[Peer]: ...
+    def peers(self) -> Iterable[Peer]:
+        """Every peer. May be a generator: it is consumed at once, so that 5,000 of them need no list."""
+        ...
 
-    def objects(self, kinds: Collection[str] = ()) -> Sequence[ObjectView]:
-        """Desired objects of these kinds (none given: of all), in the order of model.KINDS."""
+    def objects(self, kinds: Collection[str] = ()) -> Iterable[ObjectView]:
+        """Desired objects of these kinds (none given: of all), in the order of model.KINDS. As lazy as `peers`."""
         ...
 
     async def plan(self) -> Sequence[Step]:

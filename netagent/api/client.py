@@ -1,0 +1,124 @@
+"""Asks the agent over its unix socket. Standard library only: the CLI must start fast, and never imports aiohttp.
+
+Rule: a deadline over the whole request, and every failure is a NetagentError that says what to do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from netagent.errors import AgentUnavailable, NetagentError
+from netagent.status import ObjectView, Peer, Status, Step
+
+T = TypeVar("T")
+
+DEADLINE = 12.0  # seconds; the agent itself gives up at 10
+
+
+class Client:
+    """One request, one connection: the agent may be restarted between two of them."""
+
+    def __init__(self, path: Path, *, deadline: float = DEADLINE) -> None:
+        self.path = path
+        self.deadline = deadline
+
+    def status(self, *, all_peers: bool = False) -> Status:
+        return self._get("/v1/status" + ("?peers=all" if all_peers else ""), Status)
+
+    def peers(self) -> list[Peer]:
+        return self._get("/v1/peers", list[Peer])
+
+    def routes(self) -> list[ObjectView]:
+        return self._get("/v1/routes", list[ObjectView])
+
+    def objects(self, kinds: tuple[str, ...] = ()) -> list[ObjectView]:
+        return self._get("/v1/objects?" + "&".join(f"kind={kind}" for kind in kinds), list[ObjectView])
+
+    def plan(self) -> list[Step]:
+        return self._get("/v1/plan", list[Step])
+
+    def post(self, path: str) -> Any:
+        """Ask for a change ("/v1/resync", "/v1/reload"); the decoded answer."""
+        return msgspec.json.decode(self.request("POST", path))
+
+    def _get(self, path: str, kind: type[T]) -> T:
+        body = self.request("GET", path)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            raise NetagentError(
+                f"the agent's answer is not understood: {error}",
+                where=str(self.path),
+                remedy="Agent and command may be of different versions: compare `netagent version` with `status`",
+            ) from error
+
+    def request(self, method: str, path: str) -> bytes:
+        """The body of a good answer. AgentUnavailable when none comes, NetagentError for what the agent refuses."""
+        end = time.monotonic() + self.deadline
+        connection = _UnixConnection(self.path, timeout=self.deadline)
+        try:
+            connection.request(method, path, headers={"Host": "netagent", "Connection": "close"})
+            response = connection.getresponse()
+            body = bytearray()
+            while chunk := response.read1(1 << 16):
+                body += chunk
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                if connection.sock is not None:
+                    connection.sock.settimeout(left)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise self._unavailable(
+                "no agent answers", "Is it running? `systemctl status netagent`; another --run-dir or --socket?"
+            ) from error
+        except PermissionError as error:
+            raise self._unavailable(
+                "permission denied", f"Run it as root, or join the group {self._group()}"
+            ) from error
+        except TimeoutError as error:
+            raise self._unavailable(
+                f"the agent gave no answer within {self.deadline:g} s", "See its log: `journalctl -u netagent`"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(
+                f"the agent went away while answering ({error or type(error).__name__})",
+                "See its log: `journalctl -u netagent`",
+            ) from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _refused(response.status, bytes(body))
+        return bytes(body)
+
+    def _unavailable(self, message: str, remedy: str) -> AgentUnavailable:
+        return AgentUnavailable(message, where=str(self.path), remedy=remedy)
+
+    def _group(self) -> str:
+        try:
+            return self.path.group()
+        except (OSError, KeyError):
+            return "of the socket"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, *, timeout: float) -> None:
+        super().__init__("netagent", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _refused(status: int, body: bytes) -> NetagentError:
+    try:
+        answer = msgspec.json.decode(body)
+        return NetagentError(str(answer["error"]), remedy=str(answer["remedy"]))
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return NetagentError(f"the agent answered {status}", remedy="See its log: `journalctl -u netagent`")
