@@ -6,15 +6,12 @@ the agent calls when its first pass stands, and which imports them in a thread, 
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netagent.status import AgentView
-
 if TYPE_CHECKING:
     from netagent.api.server import Server
+    from netagent.status import AgentView
 
 SOCKET_NAME = "netagent.sock"
 
@@ -24,6 +21,9 @@ async def start(view: AgentView, run_dir: Path, *, group: str = "", metrics_list
 
     The caller stops it with `await server.stop()`. What could not be opened does not raise: see `server.findings`.
     """
+    import asyncio  # here, because the CLI imports this package and has no use for it
+    import importlib
+
     module = await asyncio.to_thread(importlib.import_module, "netagent.api.server")
     server: Server = module.Server(view)
     await server.start(run_dir / SOCKET_NAME, group=group, metrics_listen=metrics_listen)
