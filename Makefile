@@ -1,0 +1,55 @@
+# netagent: every task of a developer, one target each. `make` alone lists them.
+# Set-up happens by itself: .venv from uv.lock, and the daemons for lab and tests unpacked into .tools/.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.tools/bin:$(PATH):/usr/sbin:/sbin
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools: ## set up .venv and .tools (ETCD=/path takes another etcd); done by itself when needed
+	@scripts/setup-python
+	@scripts/setup-tools
+
+.PHONY: lab
+lab: tools ## three hosts on real etcd through host-gw, vxlan and udp; leaves vxlan up
+	@$(PYTHON) -m netagent lab demo $(ARGS)
+
+.PHONY: lab-down
+lab-down: ## take down what make lab left up
+	@$(PYTHON) -m netagent lab down $(ARGS)
+
+.PHONY: test
+test: tools ## unit, property and namespace tests with real etcd (ARGS="-k name", JOBS=4)
+	@scripts/test base $(ARGS)
+
+.PHONY: test-all
+test-all: test ## the tests of make test, then the slow ones
+	@scripts/test added $(ARGS)
+
+.PHONY: test-flannel
+test-flannel: tools ## a mixed cluster with a real flanneld: FLANNELD=/path/to/flanneld
+	@test -x "$(FLANNELD)" || { echo "say which flanneld: make test-flannel FLANNELD=/path/to/flanneld" >&2; exit 2; }
+	@FLANNELD="$(FLANNELD)" scripts/test flannel $(ARGS)
+
+.PHONY: bench
+bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
+	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
+
+.PHONY: lint
+lint: tools ## ruff, mypy and the import rules
+	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo
+
+.PHONY: proto
+proto: tools ## generate netagent/store/proto from its .proto files
+	@$(PYTHON) -m grpc_tools.protoc -I . --python_out=. $$(git ls-files 'netagent/store/proto/*.proto')
+
+.PHONY: clean
+clean: ## remove what was built and cached (.venv and .tools stay; rm -rf them to start afresh)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.tools/*' -prune -exec rm -rf {} +
