@@ -12,14 +12,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
+
+K = TypeVar("K")
 
 WINDOW = 30.0  # seconds
 REPEATS = 5
 BURST = 100
-MAX_KEYS = 2000  # that are remembered
+MAX_MESSAGES = 1000  # that are remembered
 
 # syslog's priorities (sd-daemon(3)): 3 error, 4 warning, 6 informational, 7 debug.
 _PRIORITY = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -60,30 +62,32 @@ class Limit(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[object, tuple[float, int]] = {}  # when the window began, and how many since
+        # When the window began, and how many since. Places are as many as the code has; messages are bounded below.
+        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+        self._messages: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        now, message = time.monotonic(), record.getMessage()
         place = (record.pathname, record.lineno)
-        message = record.getMessage()
-        same, left_out = self._count((place, message), REPEATS)
-        burst, more = self._count(place, BURST)
-        if (same and burst) or record.levelno >= logging.CRITICAL:
-            if left_out or more:
-                record.msg, record.args = f"{message} ({max(left_out, more)} like it were left out)", None
-            return True
-        return False
+        if len(self._messages) >= MAX_MESSAGES:
+            self._messages.clear()
+        burst, more = _count(self._places, place, BURST, now)
+        same, left_out = _count(self._messages, (*place, message), REPEATS, now)
+        if not (burst and same) and record.levelno < logging.CRITICAL:
+            return False
+        if left_out or more:
+            record.msg, record.args = f"{message} ({max(left_out, more)} like it were left out)", None
+        return True
 
-    def _count(self, key: object, most: int) -> tuple[bool, int]:
-        """Whether one more of `key` may pass, and how many of the window before were left out."""
-        now = time.monotonic()
-        began, count = self._seen.get(key, (now, 0))
-        left_out = 0
-        if now - began >= WINDOW:
-            began, count, left_out = now, 0, max(0, count - most)
-        if key not in self._seen and len(self._seen) >= MAX_KEYS:
-            self._seen.clear()
-        self._seen[key] = (began, count + 1)
-        return count < most, left_out
+
+def _count(seen: dict[K, tuple[float, int]], key: K, most: int, now: float) -> tuple[bool, int]:
+    """Whether one more of `key` may pass, and how many of the window before were left out."""
+    began, count = seen.get(key, (now, 0))
+    left_out = 0
+    if now - began >= WINDOW:
+        began, count, left_out = now, 0, max(0, count - most)
+    seen[key] = (began, count + 1)
+    return count < most, left_out
 
 
 class _Journal(logging.Formatter):

@@ -330,14 +330,25 @@ def _bind_unix(path: Path, group: str) -> socket.socket:
         sock.bind(str(new))
         # Nobody can connect before listen(), so mode and group are in force before the first connection.
         new.chmod(SOCKET_MODE)
-        os.chown(new, -1, gid)
+        _give(new, gid, group)
         sock.listen(CONNECTIONS)
         new.rename(path)
-    except OSError:
+    except (NetagentError, OSError):
         sock.close()
         new.unlink(missing_ok=True)
         raise
     return sock
+
+
+def _give(path: Path, gid: int, group: str) -> None:
+    try:
+        os.chown(path, -1, gid)
+    except PermissionError:
+        raise ConfigError(
+            f"the socket may not be given to group {group}",
+            where="socket_group",
+            remedy=f"Put the agent into that group: SupplementaryGroups={group} in its systemd unit",
+        ) from None
 
 
 def _answers(path: Path) -> bool:
