@@ -156,8 +156,9 @@ def _peers(status: Status) -> None:
 
 def table(peers: tuple[Peer, ...] | list[Peer], at: float, *, indent: int = 2) -> None:
     """A line a peer. `at` is the time that ages are counted from."""
+    reasons = any(peer.reason for peer in peers)
     output.table(
-        ("NODE", "SUBNET", "ENDPOINT", "PATH", "STATE", "SINCE", "REASON"),
+        ("NODE", "SUBNET", "ENDPOINT", "PATH", "STATE", "SINCE", *(("REASON",) if reasons else ())),
         (
             (
                 peer.node,
@@ -166,7 +167,7 @@ def table(peers: tuple[Peer, ...] | list[Peer], at: float, *, indent: int = 2) -
                 peer.path,
                 peer.state,
                 duration(at - peer.since) if peer.since else "",
-                peer.reason,
+                *((peer.reason,) if reasons else ()),
             )
             for peer in peers
         ),
