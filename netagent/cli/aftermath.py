@@ -18,7 +18,7 @@ from netagent.cli import output
 from netagent.health import duration
 
 STATE_DIR = Path("/var/lib/netagent")
-SNAPSHOT_NAME = "snapshot.json"
+SNAPSHOT_NAME = "snapshot"
 PROTOCOL = 110  # of our routes
 IP_SECONDS = 5.0
 

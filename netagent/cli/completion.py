@@ -38,7 +38,7 @@ def bash(root: Node) -> Iterator[str]:
         yield f"            {'|'.join(paths)}) path=$path/${{COMP_WORDS[i]}} ;;"
     yield "        esac"
     yield "    done"
-    yield "    case $path:$prev in"
+    yield '    case "$path:$prev" in'
     for node in root.walk():
         for option in node.options:
             if option.value:
@@ -67,7 +67,7 @@ def zsh(root: Node) -> Iterator[str]:
         yield f"            ({'|'.join(paths)}) at=$at/${{words[i]}} ;;"
     yield "        esac"
     yield "    done"
-    yield "    case $at:$prev in"
+    yield '    case "${at}:${prev}" in'
     for node in root.walk():
         for option in node.options:
             if option.value:

@@ -7,8 +7,10 @@ that does not exist or leave one out.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
+
+from netagent.cli import COMMANDS
 
 
 class Option(NamedTuple):
@@ -55,12 +57,11 @@ class Node(NamedTuple):
         return " ".join(words)
 
 
-def read() -> Node:
-    """The whole tree. Imports the module of every command."""
+def read(names: Collection[str] = COMMANDS) -> Node:
+    """The tree, with what stands below the commands of these names. Imports their modules."""
     from netagent.__main__ import build_parser
-    from netagent.cli import COMMANDS
 
-    return _node(build_parser(COMMANDS), (), "")
+    return _node(build_parser(names), (), "")
 
 
 # argparse has no public way to look at what a parser holds; these attributes have been the same since 2.7.
