@@ -1,1 +1,1 @@
-"""The lab: whole clusters in network namespaces. Apart from the agent; it only starts it."""
+"""Whole clusters in network namespaces, on one machine and without root; see lab.py for the library."""
