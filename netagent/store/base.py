@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """One guard of a transaction. `target` is "create" (revision; 0: absent), "mod", "version", "value" or "lease"."""
+    """One guard of a transaction. `target` is "create" (revision; 0: absent), "mod", "version", "value", "lease"."""
 
     key: str
     target: str
