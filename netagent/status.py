@@ -122,7 +122,7 @@ class InterfaceStatus(View, frozen=True, kw_only=True):
 
 
 class BackendStatus(View, frozen=True, kw_only=True):
-    """`mtu` is that of containers' interfaces (bytes); `service` what the backend's running part says of itself."""
+    """`mtu` is that of containers' interfaces (bytes); `service` what its running part says, `condensed`."""
 
     type: str = ""
     options: Mapping[str, Any] = {}
@@ -263,6 +263,22 @@ def summary(peers: Iterable[Peer]) -> PeerSummary:
     if len(every) > SHOWN_ALL:
         shown = tuple(peer for peer in every if peer.state not in ("up", "ignored"))[:SHOWN_MAX]
     return PeerSummary(total=len(every), states=dict(states), shown=shown)
+
+
+def condensed(service: Mapping[str, Any]) -> dict[str, Any]:
+    """What a service says of itself (contract.Service.status) without its thousands of peers.
+
+    What it counts for each of them (`..._packets`, `..._bytes`, `drops`) is summed under "counters". {} where there is
+    no service.
+    """
+    if not service:
+        return {}
+    counters: Counter[str] = Counter()
+    for peer in service.get("peers", {}).values():
+        for name, value in peer.items():
+            if name.endswith(("_packets", "_bytes", "drops")) and isinstance(value, int):
+                counters[name] += value
+    return {**{name: value for name, value in service.items() if name != "peers"}, "counters": dict(counters)}
 
 
 def describe(obj: Object) -> str:

@@ -136,23 +136,34 @@ def _kernel(status: Status) -> Iterator[Metric]:
 
 
 def _service(status: Status) -> Iterator[Metric]:
-    """What the backend's running part counts: the numbers under "counters" of its status, each under its name."""
-    service = status.backend.service
+    """The backend's running part: whether it runs, its counters summed over all peers, and its drops by reason."""
+    kind, service = status.backend.type, status.backend.service
     yield _labelled(
         "netagent_service_up",
-        "1 when the backend's running part (udp engine, BGP speaker) runs; absent samples: it has none.",
-        {"backend": status.backend.type},
+        "1 when the backend's running part (the udp engine) runs; no sample where there is none.",
+        {"backend": kind},
         service.get("state") == "running" if service else None,
     )
-    family = CounterMetricFamily(
-        "netagent_service_events", "Counters of the backend's running part, by name.", labels=["backend", "name"]
+    yield _counted(
+        "netagent_service_traffic",
+        "Packets and bytes of the backend's running part.",
+        kind,
+        "name",
+        service,
+        "counters",
     )
-    counters = service.get("counters", {})
-    if isinstance(counters, Mapping):
-        for name, value in sorted(counters.items()):
-            if isinstance(value, int | float):
-                family.add_metric([status.backend.type, str(name)], value)
-    yield family
+    yield _counted(
+        "netagent_service_drops", "Packets dropped by the backend's running part.", kind, "reason", service, "drops"
+    )
+
+
+def _counted(name: str, text: str, backend: str, label: str, service: Mapping[str, Any], field: str) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["backend", label])
+    values = service.get(field)
+    for key, value in sorted(values.items()) if isinstance(values, Mapping) else ():
+        if isinstance(value, int | float):
+            family.add_metric([backend, str(key)], value)
+    return family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

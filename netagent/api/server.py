@@ -56,12 +56,12 @@ class Server:
         try:
             await self._listen_unix(path, group)
         except (NetagentError, OSError) as error:
-            findings.append(_unopened("api-socket", str(path), error))
+            findings.append(_unopened(str(path), error))
         if metrics_listen:
             try:
                 await self._listen_tcp(metrics_listen)
             except (NetagentError, OSError) as error:
-                findings.append(_unopened("metrics-listen", metrics_listen, error))
+                findings.append(_unopened(metrics_listen, error, metrics=True))
         self.findings = tuple(findings)
         for finding in findings:
             log.error("%s", finding.message)
@@ -369,14 +369,15 @@ def _inode(path: Path) -> int:
     return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
 
 
-def _unopened(code: str, where: str, error: Exception) -> Finding:
-    remedy = error.remedy if isinstance(error, NetagentError) else "See who uses it: `ss -lpn`"
-    reason = error.message if isinstance(error, NetagentError) else (getattr(error, "strerror", "") or str(error))
-    what = "the API" if code == "api-socket" else "metrics"
+def _unopened(where: str, error: Exception, *, metrics: bool = False) -> Finding:
+    if isinstance(error, NetagentError):
+        reason, remedy = error.message, error.remedy
+    else:
+        reason, remedy = getattr(error, "strerror", "") or str(error), "See who has it: `ss -lpn`"
     return Finding(
-        code=code,
+        code="metrics-listen" if metrics else "api-socket",
         subject=where,
         severity="error",
-        message=f"{what} cannot be served on {where}: {reason}",
+        message=f"{'metrics' if metrics else 'the API'} cannot be served on {where}: {reason}",
         remedy=remedy,
     )

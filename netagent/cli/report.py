@@ -116,7 +116,11 @@ def _backend(status: Status) -> Iterator[tuple[str, str]]:
     yield "backend", f"{backend.type}{_paren(options)}, containers' MTU {backend.mtu}"
     if backend.service:
         error = backend.service.get("error", "")
-        yield "", f"service {backend.service.get('state', 'unknown')}{_paren(str(error))}"
+        text = f"service {backend.service.get('state', 'unknown')}{_paren(str(error))}"
+        drops = {reason: count for reason, count in backend.service.get("drops", {}).items() if count}
+        if drops:
+            text += f", dropped {', '.join(f'{count} ({reason})' for reason, count in sorted(drops.items()))}"
+        yield "", text
 
 
 def _reconciler(status: Status) -> Iterator[tuple[str, str]]:

@@ -201,6 +201,7 @@ def test_status_shows_failures_and_findings_with_the_next_step(agent: Path, view
         network={"valid": False, "error": "no such backend"},
         lease={"reservation": True, "ttl": 0, "expires": 0.0},
         interface={"public_ip": "203.0.113.7"},
+        backend={"service": {"state": "running", "drops": {"ttl": 3, "no-peer": 0}}},
     )
     view.unjudged = msgspec.structs.replace(
         status,
@@ -224,6 +225,7 @@ def test_status_shows_failures_and_findings_with_the_next_step(agent: Path, view
         "            repaired 2 times, last 9 s ago: route 10.5.72.0/24 was put back",
         "            a newer configuration is invalid and not in force (no such backend)",
         "lease       10.5.59.0/24, held, reserved",
+        "            service running, dropped 3 (ttl)",
         "            192.168.50.11 here, 203.0.113.7 for the peers",
         "  error firewall-drop (ip filter FORWARD)\n    the chain drops the network's traffic\n"
         "    seen: policy drop\n    do:   iptables -I DOCKER-USER -s 10.5.0.0/16 -j ACCEPT\n  info rp-filter (eth0)",

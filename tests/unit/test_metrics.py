@@ -56,7 +56,14 @@ def test_trouble_shows() -> None:
         interface={"carrier": False},
         reconciler={"failing": {"route": 2}, "drifts": 7},
         peers={"states": {"asleep": 2}},
-        backend={"type": "udp", "service": {"state": "failed", "counters": {"rx_packets": 5, "name": "text"}}},
+        backend={
+            "type": "udp",
+            "service": {
+                "state": "failed",
+                "counters": {"rx_packets": 5, "odd": "text"},
+                "drops": {"ttl": 2},
+            },
+        },
     )
     samples = scrape(status)
     assert value(samples, "netagent_state", state="down") == 1
@@ -68,8 +75,9 @@ def test_trouble_shows() -> None:
     assert value(samples, "netagent_drifts_total") == 7
     assert value(samples, "netagent_peers", state="asleep") == 2  # a word that this version does not know
     assert value(samples, "netagent_service_up", backend="udp") == 0
-    assert value(samples, "netagent_service_events_total", backend="udp", name="rx_packets") == 5
-    assert not any(("name", "name") in labels for _, labels in samples)
+    assert value(samples, "netagent_service_traffic_total", backend="udp", name="rx_packets") == 5
+    assert value(samples, "netagent_service_drops_total", backend="udp", reason="ttl") == 2
+    assert not any(("name", "odd") in labels for _, labels in samples)
 
 
 def test_findings_are_counted_by_code() -> None:

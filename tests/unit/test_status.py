@@ -21,7 +21,7 @@ from netagent.model import (
     Sysctl,
     VxlanAttrs,
 )
-from netagent.status import SHOWN_ALL, SHOWN_MAX, Peer, Status, describe, summary
+from netagent.status import SHOWN_ALL, SHOWN_MAX, Peer, Status, condensed, describe, summary
 from tests.support.views import HEALTHY
 
 
@@ -54,6 +54,22 @@ def test_of_many_peers_those_that_are_not_up_are_shown() -> None:
 def test_a_summary_is_bounded() -> None:
     found = summary(peers(5000, "unreachable"))
     assert (found.states, len(found.shown)) == ({"unreachable": 5000}, SHOWN_MAX)
+
+
+def test_a_services_peers_are_summed_up() -> None:
+    said = {
+        "state": "running",
+        "drops": {"ttl": 1},
+        "peers": {
+            f"10.5.{n}.0-24": {"rx_packets": 2, "rx_bytes": 10, "drops": 1, "last_heard": 7.5} for n in range(5)
+        },
+    }
+    assert condensed(said) == {
+        "state": "running",
+        "drops": {"ttl": 1},
+        "counters": {"rx_packets": 10, "rx_bytes": 50, "drops": 5},
+    }
+    assert condensed({}) == {}
 
 
 @pytest.mark.parametrize(

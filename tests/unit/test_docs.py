@@ -1,0 +1,155 @@
+"""Documentation held to the code: links lead somewhere, commands exist, every finding and flag has its page."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netagent.cli.tree import Node, read
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)+")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's names of a page's headings."""
+    prose = FENCE.sub("", page.read_text())
+    titles = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            assert target.startswith("https://"), target
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_relative_to(ROOT), target
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), target
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = ROOT / "docs" / "index.md"
+    seen, ahead = {index}, [index]
+    while ahead:
+        page = ahead.pop()
+        for target in LINK.findall(page.read_text()):
+            file = (page.parent / target.partition("#")[0]).resolve()
+            if file.suffix == ".md" and file.exists() and file not in seen:
+                seen.add(file)
+                ahead.append(file)
+    assert set((ROOT / "docs").rglob("*.md")) - seen == set()
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+@pytest.fixture(scope="module")
+def commands() -> dict[tuple[str, ...], Node]:
+    return {node.path: node for node in read().walk()}
+
+
+def shown(page: Path) -> Iterator[str]:
+    """Every netagent command in a page's fenced blocks and code spans."""
+    text = page.read_text()
+    blocks = "\n".join(block for block in FENCE.findall(text) if not block.startswith(("```json", "```toml")))
+    for line in blocks.splitlines():
+        yield from (f"netagent {rest}" for rest in re.split(r"(?:^|\s)netagent (?=[a-z])", line.split("#")[0])[1:])
+    yield from re.findall(r"`(netagent [a-z][^`]*)`", FENCE.sub("", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_shown_exist(page: Path, commands: dict[tuple[str, ...], Node]) -> None:
+    if page.name == "cli.md":
+        return  # made from the commands themselves
+    for command in shown(page):
+        words = command.split()[1:]
+        path: tuple[str, ...] = ()
+        while len(path) < len(words) and (*path, words[len(path)]) in commands:
+            path = (*path, words[len(path)])
+        assert path, f"{command!r} names no command"
+        known = {name for option in commands[path].options for name in option.names}
+        for word in words[len(path) :]:
+            if word == "--":
+                break
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"{command!r}: no option {word}"
+
+
+# ----------------------------------------------------------------------------------------- made from the code
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_man_page_has_every_flag(commands: dict[tuple[str, ...], Node]) -> None:
+    page = (ROOT / "packaging" / "man" / "netagent.1").read_text().replace("\\-", "-")
+    for path, node in commands.items():
+        assert not path or f".SS netagent {' '.join(path)}" in page
+        for option in node.options:
+            assert all(name in page for name in option.names if name.startswith("--") and path)
+
+
+# ------------------------------------------------------------------------------------------------- findings
+
+
+def codes() -> dict[str, str]:
+    """Every finding code in the code, with the file that reports it."""
+    found: dict[str, str] = {}
+    for top in ("netagent", "backends"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            if "proto" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)):
+                    continue
+                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+                for keyword in node.keywords if name == "Finding" else ():
+                    if keyword.arg == "code":
+                        for part in ast.walk(keyword.value):
+                            if isinstance(part, ast.Constant) and CODE.fullmatch(str(part.value)):
+                                found[str(part.value)] = str(path.relative_to(ROOT))
+    return found
+
+
+def test_every_finding_has_its_section_and_no_other() -> None:
+    page = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text()
+    sections = re.findall(rf"^### ({CODE.pattern})$", page.partition("## From a finding")[2], re.MULTILINE)
+    assert len(sections) == len(set(sections))
+    reported = codes()
+    assert {code: where for code, where in reported.items() if code not in sections} == {}
+    assert set(sections) - set(reported) == set()
+
+
+def test_decisions_are_numbered_and_listed() -> None:
+    records = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
+    listed = (ROOT / "docs" / "adr" / "README.md").read_text()
+    for number, record in enumerate(records, 1):
+        text = record.read_text()
+        title = text.splitlines()[0]
+        assert title.startswith(f"# {number:04}: ")
+        assert record.name.startswith(f"{number:04}-")
+        assert f"({record.name}) | {title.partition(': ')[2]} |" in listed
+        for part in ("Status: ", "## Context", "## Decision", "## Consequences"):
+            assert part in text
