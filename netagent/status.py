@@ -268,8 +268,8 @@ def summary(peers: Iterable[Peer]) -> PeerSummary:
 def condensed(service: Mapping[str, Any]) -> dict[str, Any]:
     """What a service says of itself (contract.Service.status) without its thousands of peers.
 
-    What it counts for each of them (`..._packets`, `..._bytes`, `drops`) is summed under "counters". {} where there is
-    no service.
+    What it counts for each of them (`..._packets`, `..._bytes`, `drops`) is summed under "counters". Without a
+    service, {}.
     """
     if not service:
         return {}
