@@ -7,7 +7,7 @@ this, `etcd.EtcdStore` and `memory.MemoryStore`, and one contract suite runs on 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -131,8 +131,8 @@ class Store(Protocol):
 
     async def revoke(self, lease: int, *, timeout: float | None = None) -> None: ...
 
-    def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
-        """Batches from `revision` on (inclusive).
+    def watch(self, prefix: str, revision: int) -> AsyncGenerator[Batch, None]:
+        """Batches from `revision` on (inclusive). The first one is empty: the watch stands.
 
         Ends only by an exception: StoreCompacted, StoreUnavailable,
         StorePermissionDenied ... The caller resumes from the last revision seen + 1 (follow.py).

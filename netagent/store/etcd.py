@@ -11,7 +11,7 @@ Rules that hold here, each learnt from a real server:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
 from netagent.errors import (
@@ -149,7 +149,7 @@ class EtcdStore:
 
     # ---------------------------------------------------------------------------------------------- watch
 
-    async def watch(self, prefix: str, revision: int) -> AsyncIterator[Batch]:
+    async def watch(self, prefix: str, revision: int) -> AsyncGenerator[Batch, None]:
         """As the protocol says. The first batch is empty and comes when etcd has accepted the watch.
 
         An empty batch repeats the last revision that is complete. The revision of a progress answer is not
