@@ -45,6 +45,10 @@ bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its colum
 lint: tools ## ruff, mypy and the import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo
 
+.PHONY: docs
+docs: tools ## write what is made from the code: CLI reference, man page, completion
+	@$(PYTHON) docs/generate.py
+
 .PHONY: proto
 proto: tools ## generate netagent/store/proto from its .proto files
 	@$(PYTHON) -m grpc_tools.protoc -I . --python_out=. $$(git ls-files 'netagent/store/proto/*.proto')

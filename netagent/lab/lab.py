@@ -3,7 +3,7 @@
     async with Lab(nodes=3, backend="vxlan") as lab:
         await lab.ready()
         assert (await lab.ping()).ok
-        node = lab["node1"]
+        node = lab["h1"]
         await node.kill_agent()
         await node.start_agent()
         await lab.set_backend("host-gw")
@@ -132,7 +132,7 @@ class Lab:
     @classmethod
     def open(cls, directory: Path) -> Lab:
         """A lab that another process made and that is up."""
-        state = _load(directory)
+        state = load(directory)
         lab = cls(state.topology, directory=directory)
         lab._space = Space.open(directory, userns=state.userns)
         if lab._space is None:
@@ -184,6 +184,8 @@ class Lab:
             return f"{node.name}: {'; '.join(status.verdict.blockers) or status.verdict.reason}"
         if backend and status.network.backend != backend:
             return f"{node.name}: still {status.network.backend}"
+        if node.subnet_env().get("FLANNEL_MTU") != str(status.backend.mtu):
+            return f"{node.name}: subnet.env does not have MTU {status.backend.mtu} yet"
         if status.peers.total < len(self.nodes) - 1:
             return f"{node.name}: knows {status.peers.total} of {len(self.nodes) - 1} peers"
         if status.peers.states.get("pending"):
@@ -306,7 +308,7 @@ class Lab:
         )
 
 
-def _load(directory: Path) -> State:
+def load(directory: Path) -> State:
     try:
         return msgspec.json.decode((directory / STATE).read_bytes(), type=State)
     except FileNotFoundError:

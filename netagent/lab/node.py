@@ -151,6 +151,18 @@ class Node:
 
     # ------------------------------------------------------------------------------- commands on host, in container
 
+    def environment(self) -> dict[str, str]:
+        """In which `netagent` commands find this host's agent and its etcd, as they would on a real host."""
+        return {
+            **environment(),
+            "NETAGENT_RUN_DIR": str(self.run_dir),
+            "NETAGENT_STATE_DIR": str(self.state_dir),
+            "NETAGENT_SUBNET_FILE": str(self.subnet_file),
+            "NETAGENT_ETCD_ENDPOINTS": self.lab.etcd.endpoint,
+            "NETAGENT_ETCD_PREFIX": self.lab.etcd.prefix,
+            "NETAGENT_NODE_NAME": self.name,
+        }
+
     def _netns(self, container: bool) -> str:
         return wiring.container(self.name) if container else self.name
 
@@ -162,11 +174,12 @@ class Node:
         self, *argv: str, container: bool = False, input: str | None = None, timeout: float = 30.0, check: bool = True
     ) -> Result:
         """Run a command and wait for it. `check`: LabError when it fails."""
-        return await self.lab.space.run(self._netns(container), argv, input=input, timeout=timeout, check=check)
+        netns, env = self._netns(container), self.environment()
+        return await self.lab.space.run(netns, argv, env=env, input=input, timeout=timeout, check=check)
 
     async def start(self, *argv: str, container: bool = False, **options: int) -> asyncio.subprocess.Process:
         """Start a command that runs on; the caller sees to its end. `options`: stdin, stdout, stderr."""
-        return await self.lab.space.start(self._netns(container), argv, **options)
+        return await self.lab.space.start(self._netns(container), argv, env=self.environment(), **options)
 
     async def ip(self, command: str, *, container: bool = False) -> str:
         """`ip` with these words ("route show"); what it printed."""

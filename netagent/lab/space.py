@@ -142,12 +142,20 @@ class Space:
         )
 
     async def run(
-        self, netns: str, argv: Sequence[str], *, input: str | None = None, timeout: float = 30.0, check: bool = True
+        self,
+        netns: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+        timeout: float = 30.0,
+        check: bool = True,
     ) -> Result:
         """Run a command inside and wait for it. `check`: LabError when it fails."""
         process = await self.start(
             netns,
             argv,
+            env=env or environment(),
             stdin=asyncio.subprocess.DEVNULL if input is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

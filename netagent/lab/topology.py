@@ -103,9 +103,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
                 break
         else:
             raise UsageError(f"rack {chosen.name} is full: it has {RACK_SIZE} hosts")
-        # Names are never used twice while a later one exists, so that node4 stays "the fourth".
-        last = max((int(h.name.removeprefix("node")) for h in self.hosts), default=0)
-        return msgspec.structs.replace(self, hosts=(*self.hosts, Host(f"node{last + 1}", chosen.name, v4, v6)))
+        # Names are never used twice while a later one exists, so that h4 stays "the fourth".
+        last = max((int(h.name.removeprefix("h")) for h in self.hosts), default=0)
+        return msgspec.structs.replace(self, hosts=(*self.hosts, Host(f"h{last + 1}", chosen.name, v4, v6)))
 
     def without_host(self, name: str) -> Topology:
         gone = self.host(name)
