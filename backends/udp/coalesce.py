@@ -69,8 +69,8 @@ def runs(view: memoryview, size: int) -> Iterator[Run]:
     Only a packet's own consistency is looked at here; the runs of one may be anything.
     """
     length = len(view)
-    family = _tcp_family(view, size)
-    if family is None or length <= size:
+    family = _tcp_family(view, size) if length > size else None
+    if family is None:
         for start in range(0, length, size):
             yield Run(start, min(start + size, length), 1)
         return

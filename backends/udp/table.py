@@ -174,11 +174,8 @@ class Table:
         self.flows.clear()
 
     def set(self, entries: Iterable[Entry]) -> None:
-        """Make these all there are. Peers that do not change keep their counters. ValueError: nothing changed."""
-        wanted: dict[str, Peer] = {}
-        for entry in entries:
-            present = self._peers.get(entry.key)
-            wanted[entry.key] = present if present is not None and present.entry == entry else Peer(entry)
+        """Make these all there are. A peer that changes keeps its counters. ValueError: nothing changed."""
+        wanted = {entry.key: self._made(entry) for entry in entries}
         for key in [k for k, peer in self._peers.items() if wanted.get(k) is not peer]:
             self._take(key)
         for peer in wanted.values():
@@ -187,11 +184,9 @@ class Table:
         self._changed()
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Add or replace. A replaced peer keeps its counters. ValueError: nothing changed."""
-        for peer in [Peer(entry) for entry in entries]:
-            present = self._take(peer.key)
-            if present is not None:
-                peer.restore(present.counters())
+        """Add or replace. A peer that changes keeps its counters. ValueError: nothing changed."""
+        for peer in [self._made(entry) for entry in entries]:
+            self._take(peer.key)
             self._put(peer)
         self._changed()
 
@@ -239,6 +234,17 @@ class Table:
         if len(self.flows) >= CACHE_SIZE:
             self.flows.clear()
         self.flows[addresses] = peer
+        return peer
+
+    def _made(self, entry: Entry) -> Peer:
+        """The peer for an entry: the present one if it is the same, else a new one with its counters."""
+        present = self._peers.get(entry.key)
+        if present is None:
+            return Peer(entry)
+        if present.entry == entry:
+            return present
+        peer = Peer(entry)
+        peer.restore(present.counters())
         return peer
 
     def _put(self, peer: Peer) -> None:

@@ -1,4 +1,4 @@
-"""The engine's life: it outlives the agent, is adopted, restarted, upgraded and ended, and loses nothing meanwhile."""
+"""The engine's life: it outlives the agent, is adopted, restarted, upgraded and ended, and loses nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The udp backend between hosts in network namespaces: what must pass passes, what must not is dropped and counted."""
+"""The udp backend between hosts in network namespaces: what must pass passes, the rest is dropped and counted."""
 
 from __future__ import annotations
 
