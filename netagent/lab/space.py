@@ -71,6 +71,8 @@ class Space:
         self._starter: subprocess.Popen[bytes] | None = None
         self._enter = ["nsenter", *(["--user", "--preserve-credentials"] if userns else [])]
         self._enter += [f"--target={pid}", "--mount", "--net", "--pid", "--"]
+        # nsenter forks to get into the PID namespace: without this its child would outlive it when it is killed.
+        self._enter += ["setpriv", "--pdeathsig", "KILL", "--"]
 
     # ------------------------------------------------------------------------------------- beginning and end
 
@@ -79,7 +81,7 @@ class Space:
         """New namespaces. `ephemeral`: they end with this process, however it ends; else only by `end`."""
         userns = os.geteuid() != 0
         env = environment()
-        for program in ("unshare", "nsenter", "mount", "ip"):
+        for program in ("unshare", "nsenter", "setpriv", "mount", "ip"):
             find_program(program)
         command = ["unshare", *(["--user", "--map-root-user"] if userns else [])]
         command += ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]

@@ -76,7 +76,7 @@ def uplink(lab: Topology, machine: Host) -> list[str]:
     return [
         f"address add {machine.v4} dev eth0",
         f"address add {machine.v6} dev eth0 nodad",
-        *(f"route add default via {gateway} dev eth0" for gateway in gateways),
+        *(f"route replace default via {gateway} dev eth0" for gateway in gateways),
     ]
 
 
