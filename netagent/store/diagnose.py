@@ -28,11 +28,17 @@ class Diagnosis(NamedTuple):
     remedy: str = ""
 
 
+_NO_TLS = Diagnosis("the server speaks plain http, not TLS", tls=True, remedy="Write the endpoint as http://")
+
+
 async def diagnose(endpoint: Endpoint, tls: TLS, timeout: float) -> Diagnosis:
     """Connect as a client would and say what is in the way. Takes `timeout` seconds at most; never raises."""
     try:
         async with asyncio.timeout(timeout):
-            return await _try(endpoint, tls)
+            try:
+                return await _try(endpoint, tls)
+            except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
+                return await _closed(endpoint)
     except TimeoutError:
         return Diagnosis(f"no answer within {timeout:.3g} s")
     except ssl.SSLCertVerificationError as error:
@@ -43,8 +49,6 @@ async def diagnose(endpoint: Endpoint, tls: TLS, timeout: float) -> Diagnosis:
         return Diagnosis(f"host name {endpoint.host!r} does not resolve ({error.strerror})")
     except ConnectionRefusedError:
         return Diagnosis("connection refused: nothing listens there")
-    except (ConnectionResetError, BrokenPipeError):
-        return Diagnosis("the server closes the connection")
     except OSError as error:
         # asyncio wraps the reason into a text of its own and keeps only the number
         text = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else str(error)
@@ -52,7 +56,7 @@ async def diagnose(endpoint: Endpoint, tls: TLS, timeout: float) -> Diagnosis:
 
 
 async def _try(endpoint: Endpoint, tls: TLS) -> Diagnosis:
-    context = client_context(tls) if endpoint.secure else None
+    context = _context(tls) if endpoint.secure else None
     name = (tls.server_name or endpoint.host) if endpoint.secure else None
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context, server_hostname=name)
     try:
@@ -62,14 +66,36 @@ async def _try(endpoint: Endpoint, tls: TLS) -> Diagnosis:
         writer.close()
         with contextlib.suppress(OSError, asyncio.CancelledError):
             await writer.wait_closed()
-    if not endpoint.secure and answer.startswith((b"\x15\x03", b"HTTP/1.0 400")):
-        return Diagnosis("the server speaks TLS, not plain http", tls=True, remedy="Write the endpoint as https://")
     if not answer:
-        return Diagnosis("the server closes the connection")
+        return await _closed(endpoint)
     return Diagnosis("the connection broke, though the server answers now")
 
 
-def client_context(tls: TLS) -> ssl.SSLContext:
+async def _closed(endpoint: Endpoint) -> Diagnosis:
+    """The server closes the connection without a word: perhaps it speaks the other scheme."""
+    if endpoint.secure:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            try:
+                writer.write(b"GET /version HTTP/1.0\r\n\r\n")
+                if (await reader.read(16)).startswith(b"HTTP/"):
+                    return _NO_TLS
+            finally:
+                writer.transport.abort()
+    else:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # only the language matters, nothing is sent
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+            writer.transport.abort()
+            return Diagnosis(
+                "the server speaks TLS, not plain http", tls=True, remedy="Write the endpoint as https://"
+            )
+    return Diagnosis("the server closes the connection")
+
+
+def _context(tls: TLS) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
     if tls.cert and tls.key:
         context.load_cert_chain(tls.cert, tls.key)
@@ -91,7 +117,7 @@ def _unverified(error: ssl.SSLCertVerificationError, endpoint: Endpoint) -> Diag
 def _refused(error: ssl.SSLError, tls: TLS) -> Diagnosis:
     reason = (error.reason or str(error)).upper()
     if "WRONG_VERSION" in reason or "RECORD_LAYER" in reason:
-        return Diagnosis("the server speaks plain http, not TLS", tls=True, remedy="Write the endpoint as http://")
+        return _NO_TLS
     if "CERTIFICATE_REQUIRED" in reason or ("BAD_CERTIFICATE" in reason and not tls.cert):
         return Diagnosis(
             "the server demands a client certificate and none is given",

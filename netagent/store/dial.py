@@ -20,7 +20,7 @@ from netagent.store.endpoints import TLS, Endpoint
 from netagent.store.grpc_errors import elsewhere, store_error
 
 _SHARE = 2.0  # seconds that one endpoint has to connect, where there are several
-_DIAGNOSE_AGAIN = 30.0  # seconds for which the reason of a failed handshake is believed
+_DIAGNOSE_AGAIN = 10.0  # seconds for which the reason of a failed handshake is believed
 
 
 class EndpointStatus(NamedTuple):

@@ -206,10 +206,9 @@ class Etcd:
             command += [
                 f"--cert-file={self.tls.pair.cert}",
                 f"--key-file={self.tls.pair.key}",
-                f"--trusted-ca-file={self.tls.authority.ca}",
             ]
-            if self.tls.client_cert:
-                command.append("--client-cert-auth")
+            if self.tls.client_cert:  # a --trusted-ca-file alone demands client certificates as well
+                command += ["--client-cert-auth", f"--trusted-ca-file={self.tls.authority.ca}"]
         return command + list(self._extra)
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
