@@ -96,22 +96,23 @@ async def _interruptible(job: Coroutine[Any, Any, int]) -> int:
 
 async def _make(name: str, lab: Lab, then: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Bring a lab up and go on with `then`. Whatever goes wrong on the way up, or Ctrl-C: nothing is left."""
-    from netagent.lab.labs import suffix
+    from netagent.lab import labs
 
-    try:
-        await lab.up(ephemeral=False)
-    except BaseException:
-        await lab.down()
-        raise
+    with labs.making(name) as lab.directory:
+        try:
+            await lab.up(ephemeral=False)
+        except BaseException:
+            await lab.down()
+            raise
     try:
         return await then()
     except asyncio.CancelledError:
         await lab.down()
         raise
     except Exception:
+        more = labs.suffix(name)
         print(
-            f"The lab stays up to be looked at: `netagent lab logs{suffix(name)}`; "
-            f"`netagent lab down{suffix(name)}` ends it.",
+            f"The lab stays up to be looked at: `netagent lab logs{more}`; `netagent lab down{more}` ends it.",
             file=sys.stderr,
         )
         raise
@@ -124,7 +125,7 @@ def _up(args: argparse.Namespace) -> int:
     import json
 
     from netagent.errors import UsageError
-    from netagent.lab import labs, topology
+    from netagent.lab import topology
     from netagent.lab.lab import Lab
 
     backend = args.backend
@@ -136,7 +137,7 @@ def _up(args: argparse.Namespace) -> int:
     if args.no_ipv4 and not args.ipv6:
         raise UsageError("--no-ipv4 leaves no family", remedy="Add --ipv6")
     plan = topology.build(args.topology, args.nodes, backend, ipv4=not args.no_ipv4, ipv6=args.ipv6)
-    lab = Lab(plan, directory=labs.create(args.name), progress=_progress())
+    lab = Lab(plan, progress=_progress())
 
     async def then() -> int:
         await lab.ready()
@@ -167,7 +168,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     if asyncio.run(labs.end(args.name)):
         print("an earlier lab was taken down", file=sys.stderr)
-    lab = Lab(topology.build("flat", 3, demo.BACKENDS[0]), directory=labs.create(args.name), progress=_progress())
+    lab = Lab(topology.build("flat", 3, demo.BACKENDS[0]), progress=_progress())
 
     async def then() -> int:
         rows = await demo.run(lab)

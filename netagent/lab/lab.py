@@ -78,7 +78,7 @@ class Lab:
         self.extra = tuple(extra)
         self.progress = progress
         self._space: Space | None = None
-        self._temporary = directory is None
+        self._temporary = False
         self.nodes: dict[str, Node] = {host.name: Node(self, host.name) for host in self.topology.hosts}
         self.etcd = Etcd(self)
 
@@ -119,6 +119,7 @@ class Lab:
             find_program(program)
         if self.directory is None:
             self.directory = Path(tempfile.mkdtemp(prefix="netagent-lab-"))
+            self._temporary = True
         self.progress("making namespaces and wires")
         self._space = await Space.make(self.directory, ephemeral=ephemeral)
         await self.change(wiring.topology(self.topology))

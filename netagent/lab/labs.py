@@ -6,6 +6,7 @@ Rule: a lab's directory is found by its name alone, so that another terminal fin
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -59,23 +60,30 @@ def directory(name: str) -> Path:
     return home() / name
 
 
-def create(name: str) -> Path:
-    """The directory for a new lab; remains of an earlier one are cleared away. LabError if that is up."""
+@contextlib.contextmanager
+def making(name: str) -> Iterator[Path]:
+    """The empty directory for a new lab; remains of an earlier one are cleared away. LabError if one is up, or if
+    another process is inside this context for the same name."""
     path = directory(name)
     lock = os.open(path.with_name(f".{name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
-    except BlockingIOError:
-        raise LabError(f"the lab {name!r} is being made by another process", remedy="Give another --name") from None
-    if _state(path) == "up":
-        more = suffix(name)
-        raise LabError(
-            f"the lab {name!r} is up already",
-            remedy=f"`netagent lab status{more}` shows it, `netagent lab down{more}` ends it; or give another --name",
-        )
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700)
-    return path
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError(
+                f"the lab {name!r} is being made by another process", remedy="Give another --name"
+            ) from None
+        if _state(path) == "up":
+            more = suffix(name)
+            raise LabError(
+                f"the lab {name!r} is up already",
+                remedy=f"`netagent lab status{more}` shows it, `netagent lab down{more}` ends it; or use another --name",
+            )
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        yield path
+    finally:
+        os.close(lock)
 
 
 def suffix(name: str) -> str:
