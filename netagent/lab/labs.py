@@ -77,7 +77,7 @@ def making(name: str) -> Iterator[Path]:
             more = suffix(name)
             raise LabError(
                 f"the lab {name!r} is up already",
-                remedy=f"`netagent lab status{more}` shows it, `netagent lab down{more}` ends it; or use another --name",
+                remedy=f"`netagent lab status{more}` shows it, `netagent lab down{more}` ends it; or add a --name",
             )
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700)
