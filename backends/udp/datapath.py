@@ -297,7 +297,7 @@ class DataPath:
             if count == 1:
                 self._deliver(known, view[start:end], now)
                 continue
-            peer = self._admit(known, view[start : start + size])
+            peer = self._admit(known, view[start : start + size], count)
             if peer is None:
                 continue
             joined = coalesce.join(view, run, size)
@@ -309,7 +309,7 @@ class DataPath:
             peer.heard = now
 
     def _deliver(self, known: tuple[Peer, ...], packet: memoryview, now: float) -> None:
-        peer = self._admit(known, packet)
+        peer = self._admit(known, packet, 1)
         if peer is None:
             return
         self._write(packet)
@@ -317,18 +317,18 @@ class DataPath:
         peer.rx_bytes += len(packet)
         peer.heard = now
 
-    def _admit(self, known: tuple[Peer, ...], packet: memoryview) -> Peer | None:
-        """The peer that the packet may come from, one of `known`; else None, and the drop is counted."""
+    def _admit(self, known: tuple[Peer, ...], packet: memoryview, count: int) -> Peer | None:
+        """The peer that `count` packets like this may come from, one of `known`; else None, the drop counted."""
         if not ip.IPV4_HEADER <= ip.total_length(packet) <= len(packet):
-            self._drop(known[0], "malformed", 1)
+            self._drop(known[0], "malformed", count)
             return None
         addresses = bytes(packet[12:20] if packet[0] >> 4 == 4 else packet[8:40])
         peer = self.table.flows.get(addresses) or self.table.admit(addresses)
         if isinstance(peer, str):
-            self._drop(known[0], peer, 1)
+            self._drop(known[0], peer, count)
             return None
         if peer not in known:
-            self._drop(known[0], "source", 1)
+            self._drop(known[0], "source", count)
             return None
         return peer
 

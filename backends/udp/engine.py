@@ -55,6 +55,7 @@ class Engine:
         self._bound: dict[int, tuple[str, int]] = {}  # outer family -> what its socket is bound to
         self._device = ""  # what the TUN descriptor is attached to
         self._busy = False
+        self._retry_at = 0.0
         self._running = True
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -99,8 +100,16 @@ class Engine:
                     handler()
                 if self._successor is not None:
                     break
-            if self.problems:
+            if self.problems and time.monotonic() >= self._retry_at:
                 self._retry()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of all descriptors. What a successor has is its own."""
+        self.path.detach()
+        sessions = [session.sock for session in self._sessions.values()]
+        for sock in (self._links, self._listener, *self.path.sockets.values(), *sessions):
+            sock.close()
 
     # ------------------------------------------------------------------------------------- events
 
@@ -330,7 +339,7 @@ class Engine:
         except OSError as error:
             self._busy = error.errno == errno.EBUSY
             text = "does not exist" if not self._busy else "is held by another process"
-            if error.errno not in (errno.ENODEV, errno.ENXIO, errno.EBUSY):
+            if error.errno not in (errno.ENODEV, errno.EBUSY):
                 text = error.strerror or str(error)
             self.problems["device"] = f"{self.config.device} {text}"
             return
@@ -348,6 +357,7 @@ class Engine:
     def _retry(self) -> None:
         if self.config is None or self._successor is not None:
             return
+        self._retry_at = time.monotonic() + (self._timeout() or 0) / 1000
         for family in (4, 6):
             if f"socket{family}" in self.problems:
                 self._bind(family)
@@ -373,6 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--takeover", action="store_true", help="take over from the engine that listens there")
     parser.add_argument("--foreground", action="store_true", help="do not go into the background")
     options = parser.parse_args(arguments)
+    inheritance: Inheritance | None = None
     try:
         inheritance = take_over(options.control) if options.takeover else None
         engine = Engine(

@@ -38,6 +38,14 @@ class Inheritance:
         }
         self._connection = connection
 
+    def close(self) -> None:
+        """Give it all back: the predecessor goes on."""
+        self._connection.close()
+        for sock in (self.listener, *self.sockets.values()):
+            sock.close()
+        if self.tun is not None:
+            os.close(self.tun)
+
     def release(self) -> None:
         """Tell the predecessor that it can end: whoever calls this reads the descriptors from now on."""
         with contextlib.suppress(OSError), self._connection:

@@ -7,7 +7,6 @@ new one; one that dies is started again at once. Cancelling `run` leaves it runn
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -150,7 +149,7 @@ class UdpService:
             try:
                 connection = await self._engine()
                 await self._feed(connection)
-            except (OSError, ControlError, TimeoutError) as error:
+            except (OSError, ControlError) as error:  # TimeoutError is an OSError
                 self._state = "starting"
                 log.warning("the udp engine at %s: %s", self.path, error)
                 if connection is None:
@@ -167,28 +166,43 @@ class UdpService:
     async def _engine(self) -> Client:
         """A connection to an engine of this release: the one that runs, its successor, or a new one."""
         try:
-            connection = await client.connect(self.path)
-        except OSError:
+            connection = await self._connect()
+        except (FileNotFoundError, ConnectionRefusedError):
             if self._hello:
                 self._restarts += 1
             await launch.start(self.path, self._tag)
-            connection = await client.connect(self.path)
+            connection = await self._connect()
+        self._trouble = None
+        if (self._hello.get("protocol"), self._hello.get("tag")) == (control.PROTOCOL, self._tag):
+            return connection
+        try:
+            upgraded = await self._upgrade(connection)
+        except BaseException:
+            connection.close()
+            raise
+        if upgraded is not connection:
+            connection.close()
+        return upgraded
+
+    async def _connect(self) -> Client:
+        """Connect and learn who answers. One that does not is ended: its packets are stuck anyway."""
+        connection = await client.connect(self.path)
         try:
             self._hello = await connection.ask(control.DO_HELLO)
         except TimeoutError:
             launch.kill(connection.pid)
             raise
-        self._trouble = None
-        if (self._hello.get("protocol"), self._hello.get("tag")) != (control.PROTOCOL, self._tag):
-            connection = await self._upgrade(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     async def _upgrade(self, connection: Client) -> Client:
-        """Start this release's engine as successor of the one that runs."""
+        """Start this release's engine as successor of the one that runs; that one again if it does not hand over."""
         old = self._hello
         try:
             await launch.start(self.path, self._tag, takeover=True)
-        except (OSError, ControlError, TimeoutError) as error:
+        except (OSError, ControlError) as error:
             log.warning("the udp engine %s does not hand over: %s", old.get("tag"), error)
             if old.get("protocol") == control.PROTOCOL:
                 self._trouble = Finding(
@@ -199,16 +213,10 @@ class UdpService:
                     remedy=f"end process {old.get('pid')}: the agent starts a new one at once",
                 )
                 return connection
-            with contextlib.suppress(ControlError):
-                await connection.ask(control.DO_STOP)
-            connection.close()
+            await connection.ask(control.DO_STOP)
             await launch.start(self.path, self._tag)
-        else:
-            connection.close()
-        connection = await client.connect(self.path)
-        self._hello = await connection.ask(control.DO_HELLO)
         log.info("the udp engine was upgraded from %s to %s", old.get("tag"), self._tag)
-        return connection
+        return await self._connect()
 
     async def _feed(self, connection: Client) -> None:
         """Keep one engine up to date until its connection ends."""
@@ -310,7 +318,7 @@ class UdpService:
             code="udp-engine-failed",
             subject="udp engine",
             severity="error",
-            message="the process that carries the udp backend's packets does not start",
+            message="the process that carries the udp backend's packets does not start or does not answer",
             evidence=str(error),
             remedy=f"try `netagent-udp --foreground --control {self.path}` as the agent's user",
         )

@@ -35,7 +35,10 @@ def attach(name: str, vnet_size: int) -> int:
 
     ENODEV: it does not exist (yet). EBUSY: another process holds it. EINVAL: it is no TUN device.
     """
-    socket.if_nametoindex(name)  # TUNSETIFF would make a device of that name
+    try:
+        socket.if_nametoindex(name)  # TUNSETIFF would make a device of that name
+    except OSError:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     try:
         wanted = _IFREQ.pack(name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from netagent.model import Lease
 from tests.support.netns import Namespace, Namespaces, eventually, need_device, need_tool
-from tests.support.udp import Lab, UdpHost, join
+from tests.support.udp import FLANNEL, FLANNEL_INNER, Lab, UdpHost, join
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(60)]
 
@@ -262,6 +263,40 @@ async def test_spoofed_packets_are_dropped_and_counted(lab: Lab) -> None:
             assert all(want.get(reason, 0) >= count for reason, count in drops.items()), drops
             await asyncio.sleep(0.1)
     assert status["peers"]["10.5.2.0-24"]["drops"] == 6
+
+
+async def test_a_flannel_peer_is_spoken_to_in_its_own_format(lab: Lab) -> None:
+    """A stand-in for flanneld v0.20.2: the datagram of its dump in, and the answer held against that dump."""
+    host = lab.host(72, outer4="192.168.50.12")
+    flanneld = lab.net.make("flanneld")
+    lab.net.switch("switch", {host.space: host.outer, flanneld: "192.168.50.11/24"})
+    lease = Lease(key="10.5.62.0-24", v4="10.5.62.0/24", v6=None, public_ip="192.168.50.11")
+    host.lay([lease])
+    await host.start([lease])
+    await host.until_running()
+
+    def bound() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("192.168.50.11", 8285))
+        return sock
+
+    def tapped() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        sock.bind(("eth0", 0x0800))
+        sock.settimeout(5)
+        return sock
+
+    with flanneld.call(bound) as proxy, flanneld.call(tapped) as tap:
+        proxy.sendto(FLANNEL_INNER, ("192.168.50.12", 8285))
+        seen = tap.recv(2000)
+    # Version and length; DF, TTL and protocol; addresses and ports, source and destination changed; UDP length.
+    assert (seen[:4], seen[6:10]) == (FLANNEL[:4], FLANNEL[6:10])
+    assert (seen[12:16], seen[16:20], seen[20:24]) == (FLANNEL[16:20], FLANNEL[12:16], FLANNEL[20:24])
+    assert seen[24:26] == FLANNEL[24:26]
+    inner, sent = seen[28:], FLANNEL_INNER
+    assert (inner[:4], inner[8:10]) == (sent[:4], sent[8:10])  # TTL 62 here too: one hop, and the tunnel
+    assert (inner[12:16], inner[16:20]) == (sent[16:20], sent[12:16])
+    assert (inner[20:22], inner[24:]) == (b"\0\0", sent[24:])  # the echo reply
 
 
 async def test_a_device_that_is_deleted_is_taken_up_again(lab: Lab) -> None:
