@@ -15,12 +15,13 @@ agent says through its API and subnet.env. Everything a lab writes lies in its d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +31,7 @@ import msgspec
 from netagent.errors import AgentUnavailable
 from netagent.lab import pinger, topology, wiring
 from netagent.lab.etcd import Etcd
-from netagent.lab.matrix import Cell, Matrix
+from netagent.lab.matrix import Cell, Flow, Matrix
 from netagent.lab.node import Node
 from netagent.lab.space import LabError, Space, find_program
 from netagent.lab.topology import Topology
@@ -38,6 +39,7 @@ from netagent.lab.topology import Topology
 STATE = "lab.json"
 POLL = 0.05  # seconds between two looks at what announces nothing
 READY_TIMEOUT = 60.0
+FLOW_TIMEOUT = 5.0
 
 Progress = Callable[[str], None]
 
@@ -297,7 +299,7 @@ class Lab:
         result = await self.space.run(
             "",
             [sys.executable, "-m", pinger.__name__],
-            input=json.dumps(request),
+            input=json.dumps(request) + "\n",
             timeout=30 + len(pairs) * count * 0.1,
         )
         times: list[list[float]] = json.loads(result.out)
@@ -307,6 +309,45 @@ class Lab:
                 msgspec.structs.replace(cell, times=tuple(seen)) for cell, seen in zip(cells, times, strict=True)
             ),
         )
+
+    @contextlib.asynccontextmanager
+    async def flow(
+        self, *pairs: tuple[str, str], rate: float = 100, family: int = 4, size: int = 56, timeout: float = 1.0
+    ) -> AsyncIterator[Flow]:
+        """While the context lasts, ping from container to container (all ordered pairs if none is given), `rate`
+        requests a second and pair. Entered once every pair was answered; the flow's counts are there after it:
+
+            async with lab.flow(("h1", "h2")) as flow:
+                await lab["h1"].restart_agent()
+            assert flow.lost == 0
+        """
+        chosen = pairs or tuple((a, b) for a in self.nodes for b in self.nodes if a != b)
+        wanted = [(wiring.container(source), self[target].container_ip(family)) for source, target in chosen]
+        request = {"pairs": wanted, "interval": 1 / rate, "timeout": timeout, "size": size, "whole": False}
+        result = Flow(pairs=chosen)
+        process = await self.space.start(
+            "", [sys.executable, "-m", pinger.__name__], stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            try:
+                flowing = await asyncio.wait_for(process.stdout.readline(), FLOW_TIMEOUT)
+            except TimeoutError:
+                flowing = b""
+            if not flowing:
+                raise LabError(f"no replies, so nothing to watch: {chosen}")
+            yield result
+            out, _ = await asyncio.wait_for(process.communicate(b""), timeout + FLOW_TIMEOUT)
+            for counts in json.loads(out):
+                result.sent += counts["sent"]
+                result.lost += counts["lost"]
+                result.gap = max(result.gap, counts["gap"])
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 def load(directory: Path) -> State:

@@ -1,4 +1,4 @@
-"""Who reaches whom: the result of a round of pings, and how it is shown."""
+"""Who reaches whom: the result of a round of pings and how it is shown, and that of pinging on and on."""
 
 from __future__ import annotations
 
@@ -59,3 +59,12 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
         if len(cell.times) == self.sent:
             return f"{statistics.median(cell.times) * 1000:.2f}"
         return "no reply" if not cell.times else f"{self.sent - len(cell.times)}/{self.sent} lost"
+
+
+class Flow(msgspec.Struct, kw_only=True):
+    """Pairs that are pinged on and on. The counts are there when the flow has ended (`Lab.flow`)."""
+
+    pairs: tuple[tuple[str, str], ...]  # source and target node
+    sent: int = 0
+    lost: int = 0
+    gap: float = 0.0  # the longest time, seconds, between two answered requests of one pair

@@ -5,11 +5,16 @@ loop sends an echo request, takes in replies, and goes on to the next pair, so t
 a burst. Standard input: {"pairs": [[netns, address], ...], "count": 3, "timeout": 1.0, "size": 56, "whole": false}
 (`size` in bytes of ICMP payload, `whole`: never fragment). Standard output: for each pair the round-trip times of
 the replies, in seconds: [[0.000081, ...], ...].
+
+With "interval" (seconds) in place of "count" the pairs are pinged on and on: a line {"flowing": true} is printed once
+every pair was answered, and the count starts; when standard input ends, the result: for each pair
+{"sent": N, "lost": N, "gap": SECONDS} (`gap`: the longest time between two requests that were answered).
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import select
@@ -128,6 +133,39 @@ def ping(request: dict[str, Any]) -> list[list[float]]:
     ]
 
 
+def flow(request: dict[str, Any]) -> list[dict[str, float]]:
+    """Ping on and on until standard input ends. What was sent before every pair was answered does not count."""
+    pairs: list[tuple[str, str]] = [(netns, address) for netns, address in request["pairs"]]
+    pinger = Pinger(size=request["size"], whole=request["whole"])
+    for netns, address in pairs:
+        pinger.open(netns, 6 if ":" in address else 4)
+    probe = counted = 0
+    due = time.perf_counter()
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        for netns, address in pairs:
+            if not pinger.send(probe, netns, address):
+                pinger.sent[probe] = time.perf_counter()  # not even a route: as lost as lost can be
+            probe += 1
+        due += request["interval"]
+        while (now := time.perf_counter()) < due:
+            pinger.receive(due)
+            if len(pinger.times) == len(pinger.sent):  # all in: nothing to poll for until the next turn
+                time.sleep(max(0.0, due - time.perf_counter()))
+        if not counted and {p % len(pairs) for p in pinger.times} == set(range(len(pairs))):
+            counted = probe
+            print(json.dumps({"flowing": True}), flush=True)
+        due = max(due, now - request["timeout"])  # after a long stall go on from now, not in a burst
+    pinger.receive(time.perf_counter() + request["timeout"])
+    return [_flowed(pinger, range(counted + i, probe, len(pairs))) for i in range(len(pairs))]
+
+
+def _flowed(pinger: Pinger, probes: range) -> dict[str, float]:
+    answered = [pinger.sent[p] for p in probes if p in pinger.times]
+    ends = [pinger.sent[p] for p in probes[:1]] + answered + [pinger.sent[p] for p in probes[-1:]]
+    gap = max((after - before for before, after in itertools.pairwise(ends)), default=0.0)
+    return {"sent": len(probes), "lost": len(probes) - len(answered), "gap": gap}
+
+
 def _checksum(data: bytes) -> int:
     """The internet checksum (RFC 1071)."""
     if len(data) % 2:
@@ -141,4 +179,5 @@ def _checksum(data: bytes) -> int:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 if __name__ == "__main__":
-    json.dump(ping(json.load(sys.stdin)), sys.stdout)
+    asked = json.loads(sys.stdin.readline())
+    json.dump(flow(asked) if "interval" in asked else ping(asked), sys.stdout)

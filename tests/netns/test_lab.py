@@ -60,6 +60,24 @@ async def test_size_and_whole(lab: Lab) -> None:
     assert (await lab.ping(family=4, size=3000)).ok
 
 
+async def test_a_flow_counts_what_is_lost(lab: Lab) -> None:
+    async with lab.flow(("h1", "h2"), ("h2", "h1"), ("h3", "h1")) as quiet:
+        await lab["h2"].exec("sleep", "0.3")
+    assert quiet.sent >= 3 * 20
+    assert quiet.lost == 0
+    assert quiet.gap < 0.3
+    async with lab.flow(("h1", "h2"), timeout=0.2) as broken:
+        await lab["h2"].cut()
+        await lab["h2"].exec("sleep", "0.3")
+        await lab["h2"].mend()
+    assert 10 <= broken.lost < broken.sent
+    assert broken.gap > 0.2
+    await lab["h2"].cut()
+    with pytest.raises(LabError, match="no replies"):
+        async with lab.flow(("h1", "h2")):
+            pass
+
+
 async def test_container_is_set_up_as_a_runtime_would(lab: Lab) -> None:
     node = lab["h1"]
     assert node.container_ip(4) == "10.5.1.2"
