@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from netagent.errors import StoreError
 from netagent.store.base import Batch, Store
-from netagent.store.resume import Delta, Follow, FollowState, Resync, Step
+from netagent.store.resume import BACKOFF, Delta, Follow, FollowState, Resync, Step
 
 __all__ = ["Delta", "FollowState", "Follower", "Resync", "follow"]
 
@@ -24,28 +24,24 @@ _GATHER = 0.001
 _BUFFER = 4096  # batches that wait for the consumer before the server is held back
 
 
-def follow(
-    store: Store,
-    prefix: str,
-    *,
-    on_state: Callable[[FollowState], None] | None = None,
-    jitter: Callable[[], float] = random.random,
-) -> Follower:
+class Follower(AsyncIterator[Resync | Delta]):
     """Resync and Delta of all keys that begin with `prefix`. Never ends and never raises a StoreError.
 
-    `on_state` is called when `connected` or `error` changes.
+    `on_state` is called when `connected` or `error` changes. `state` is for status; its times are of the event
+    loop's clock. `jitter` (0 to 1) and `backoff` (first and longest wait, seconds) are for tests.
     """
-    return Follower(store, prefix, on_state, jitter)
-
-
-class Follower(AsyncIterator[Resync | Delta]):
-    """`state` is for status, its times are of the event loop's clock."""
 
     def __init__(
-        self, store: Store, prefix: str, on_state: Callable[[FollowState], None] | None, jitter: Callable[[], float]
+        self,
+        store: Store,
+        prefix: str,
+        *,
+        on_state: Callable[[FollowState], None] | None = None,
+        jitter: Callable[[], float] = random.random,
+        backoff: tuple[float, float] = BACKOFF,
     ) -> None:
         self._store = store
-        self._machine = Follow(prefix, jitter)
+        self._machine = Follow(prefix, jitter, backoff)
         self._on_state = on_state
         self._told = (False, "")
         self._items = self._run()
@@ -63,6 +59,7 @@ class Follower(AsyncIterator[Resync | Delta]):
     async def _run(self) -> AsyncGenerator[Resync | Delta, None]:
         machine = self._machine
         clock = asyncio.get_running_loop().time
+        resync: Resync | None = None
         while True:
             step = machine.step()
             try:
@@ -70,42 +67,46 @@ class Follower(AsyncIterator[Resync | Delta]):
                     await asyncio.sleep(step.seconds)
                     machine.waited()
                 elif step.do == "list":
-                    yield machine.listed(await self._store.list(step.prefix), clock())
+                    resync = machine.listed(await self._store.list(step.prefix), clock())
                 elif step.do == "check":
                     machine.checked(await self._store.list(step.prefix, revision=step.revision))
                 else:
-                    async with contextlib.aclosing(self._watch(step)) as deltas:
-                        async for delta in deltas:
-                            yield delta
-            except StoreError as error:
-                machine.failed(error, clock())
+                    queue: asyncio.Queue[Batch | Exception] = asyncio.Queue(_BUFFER)
+                    reader = asyncio.create_task(self._read(step, queue), name=f"watch {step.prefix}")
+                    try:
+                        if resync is not None:  # while the consumer is busy with it the watch already stands
+                            yield resync
+                            resync = None
+                        while True:
+                            delta, error = await self._gather(queue)
+                            if delta is not None:
+                                yield delta
+                            if error is not None:
+                                raise error
+                    finally:
+                        reader.cancel()
+                        await asyncio.wait([reader])
+            except StoreError as failure:
+                machine.failed(failure, clock())
                 self._tell()
 
-    async def _watch(self, step: Step) -> AsyncGenerator[Delta, None]:
-        machine = self._machine
+    async def _gather(self, queue: asyncio.Queue[Batch | Exception]) -> tuple[Delta | None, Exception | None]:
+        """What has arrived since the last time, as one Delta; and the error that ended the watch, if it has."""
         clock = asyncio.get_running_loop().time
-        queue: asyncio.Queue[Batch | Exception] = asyncio.Queue(_BUFFER)
-        reader = asyncio.create_task(self._read(step, queue), name=f"watch {step.prefix}")
-        try:
-            while True:
-                asked = clock()
-                arrived = [await queue.get()]
-                if clock() - asked < _BURST:
-                    await asyncio.sleep(_GATHER)
-                while not queue.empty():
-                    arrived.append(queue.get_nowait())
-                batches = (batch for batch in arrived if isinstance(batch, Batch))
-                deltas = [delta for batch in batches if (delta := machine.batch(batch, clock())) is not None]
-                self._tell()
-                if len(deltas) == 1:
-                    yield deltas[0]
-                elif deltas:
-                    yield Delta(deltas[-1].revision, tuple(event for delta in deltas for event in delta.events))
-                if isinstance(arrived[-1], Exception):
-                    raise arrived[-1]
-        finally:
-            reader.cancel()
-            await asyncio.wait([reader])
+        asked = clock()
+        arrived = [await queue.get()]
+        if clock() - asked < _BURST:
+            await asyncio.sleep(_GATHER)
+        while not queue.empty():
+            arrived.append(queue.get_nowait())
+        now = clock()
+        batches = (batch for batch in arrived if isinstance(batch, Batch))
+        deltas = [delta for batch in batches if (delta := self._machine.batch(batch, now)) is not None]
+        self._tell()
+        error = arrived[-1] if isinstance(arrived[-1], Exception) else None
+        if len(deltas) < 2:
+            return (deltas[0] if deltas else None), error
+        return Delta(deltas[-1].revision, tuple(event for delta in deltas for event in delta.events)), error
 
     async def _read(self, step: Step, queue: asyncio.Queue[Batch | Exception]) -> None:
         try:
@@ -120,3 +121,6 @@ class Follower(AsyncIterator[Resync | Delta]):
         if self._on_state is not None and self._told != (state.connected, state.error):
             self._told = (state.connected, state.error)
             self._on_state(state)
+
+
+follow = Follower  # reads better in `async for item in follow(store, prefix)`

@@ -63,6 +63,11 @@ class MemoryCluster:
         self._history: list[Batch] = []  # one for each revision after it
         self._leases: dict[int, _Lease] = {}
 
+    @property
+    def watches(self) -> int:
+        """How many watches are open."""
+        return len(self._watchers)
+
     # ----------------------------------------------------------------------------------- what tests do
 
     def advance(self, seconds: float) -> None:

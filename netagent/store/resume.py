@@ -19,8 +19,7 @@ import msgspec
 from netagent.errors import StoreCompacted, StoreError
 from netagent.store.base import Batch, Event, Listing
 
-BACKOFF_FIRST = 0.05  # seconds
-BACKOFF_LAST = 5.0
+BACKOFF = (0.05, 5.0)  # seconds: the first wait, which doubles, and the longest
 
 
 class Resync(NamedTuple):
@@ -64,10 +63,11 @@ class Follow:
     `jitter` returns numbers from 0 to 1.
     """
 
-    def __init__(self, prefix: str, jitter: Callable[[], float]) -> None:
+    def __init__(self, prefix: str, jitter: Callable[[], float], backoff: tuple[float, float] = BACKOFF) -> None:
         self.state = FollowState()
         self._prefix = prefix
         self._jitter = jitter
+        self._first, self._last = backoff
         # Each key that exists and the revision that wrote it; the last entry is the anchor of a check.
         self._written: dict[str, int] = {}
         self._listed = False  # there is a revision to go on from
@@ -133,7 +133,7 @@ class Follow:
     def failed(self, error: StoreError, now: float) -> None:
         """A call or the watch failed. Compaction is an answer, not a failure: list again."""
         state = self.state
-        lived = state.connected and now - self._since >= BACKOFF_LAST
+        lived = state.connected and now - self._since >= self._last
         state.connected = False
         state.error = str(error)
         state.failures += 1
@@ -142,7 +142,7 @@ class Follow:
         if isinstance(error, StoreCompacted):
             self._listed = False
         self._doubt = self._listed
-        self._delay = min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._attempt, 20)) * (0.5 + self._jitter() / 2)
+        self._delay = min(self._last, self._first * 2 ** min(self._attempt, 20)) * (0.5 + self._jitter() / 2)
         self._attempt += 1
 
     def _anchor(self) -> str | None:

@@ -26,8 +26,13 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._sent = asyncio.Condition()
+        self._blocked = False
         self.forwarded = 0
         self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -45,6 +50,13 @@ class Proxy:
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no FIN
             writer.transport.abort()
+
+    def block(self) -> None:
+        self._blocked = True
+        self.cut()
+
+    def unblock(self) -> None:
+        self._blocked = False
 
     async def sent(self, count: int) -> None:
         """Until `count` bytes in all have gone to the server."""
@@ -65,6 +77,8 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         try:
+            if self._blocked:
+                return
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._upstream)
             self._writers |= {writer, upstream_writer}
             async with asyncio.TaskGroup() as group:
