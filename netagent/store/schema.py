@@ -1,4 +1,4 @@
-"""The cluster's records in etcd: key names, and JSON to values and back. flannel's schema exactly, and ours beside it.
+"""The cluster's records in etcd: key names, JSON to values and back. flannel's schema exactly, and ours beside it.
 
     <prefix>/config                        the network's configuration (network_config.py)
     <prefix>/subnets/10.5.59.0-24          a subnet lease; dual stack "10.5.59.0-24&fc00:0:0:1::-64",
@@ -178,17 +178,26 @@ class _LeaseValue(msgspec.Struct, gc=False):
 _FIELDS = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data")
 _FOLDED = {name.lower(): name for name in _FIELDS}
 
+# Go's encoder escapes these, for HTML and JavaScript. In JSON they occur only within strings.
+_GO_ESCAPES = (
+    (b"&", b"\\u0026"),
+    (b"<", b"\\u003c"),
+    (b">", b"\\u003e"),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+)
+
 _decode_lease = msgspec.json.Decoder(_LeaseValue).decode
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def parse_lease(name: str, kv: KeyValue) -> Lease | Finding:
-    """The lease under `<prefix>/subnets/<name>`, without its owner; or a finding that says why there is none."""
+def parse_lease(name: str, kv: KeyValue, node: str = "", node_id: str = "") -> Lease | Finding:
+    """The lease under `<prefix>/subnets/<name>`, with the owner given; or a finding that says why there is none."""
     _, value, create, mod, _, lease_id = kv
     subnets = parse_subnet_key(name)
-    if subnets.__class__ is str:
-        return _malformed_key(kv.key, str(subnets))
+    if isinstance(subnets, str):
+        return _malformed_key(kv.key, subnets)
     try:
         try:
             fields = _decode_lease(value)
@@ -212,6 +221,8 @@ def parse_lease(name: str, kv: KeyValue) -> Lease | Finding:
         backend=backend,
         data=bytes(fields.BackendData),
         data6=bytes(fields.BackendV6Data),
+        node=node,
+        node_id=node_id,
         lease_id=lease_id,
         create_revision=create,
         mod_revision=mod,
@@ -234,7 +245,7 @@ def _malformed_key(key: str, reason: str) -> Finding:
         code="lease-malformed-key",
         subject=key,
         severity="error",
-        message=f"{key} is no subnet key: {reason}; it is skipped here, but empties the routing tables of flanneld nodes",
+        message=f"{key} is no subnet key: {reason}; skipped here, but it empties the routing tables of flanneld nodes",
         remedy=f"etcdctl del '{key}'",
     )
 
@@ -276,8 +287,10 @@ def lease_value(
         fields["BackendV6Data"] = data6
     if previous:
         fields |= unknown_fields(previous)
-    # Go's encoder escapes these for HTML. In JSON they occur only within strings.
-    return _encode(fields).replace(b"&", b"\\u0026").replace(b"<", b"\\u003c").replace(b">", b"\\u003e")
+    out = _encode(fields)
+    for char, escape in _GO_ESCAPES:
+        out = out.replace(char, escape)
+    return out
 
 
 def unknown_fields(value: bytes) -> dict[str, msgspec.Raw]:
