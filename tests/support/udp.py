@@ -26,8 +26,8 @@ from tests.support.netns import Namespace, Namespaces
 
 DEADLINE = 10.0  # seconds for whatever a test awaits here
 
-# Captured between two flannel v0.20.2 hosts: `ping -s 24 -p a5` from 10.5.62.2 to 10.5.72.2, as it left 192.168.50.11,
-# from the outer IPv4 header on (its UDP checksum is not filled in yet: offloaded on a veth).
+# Captured between two flannel v0.20.2 hosts: `ping -s 24 -p a5` from 10.5.62.2 to 10.5.72.2, as it left
+# 192.168.50.11, from the outer IPv4 header on (its UDP checksum is not filled in yet: offloaded on a veth).
 FLANNEL = bytes.fromhex(
     "4500 0050 cd7e 4000 4011 87b6 c0a8 320b c0a8 320c 205d 205d 003c e5b5 4500 0034"
     "e9f5 4000 3e01 b8c5 0a05 3e02 0a05 4802 0800 e720 5272 0001 a3b1 046b 0000 0000"
