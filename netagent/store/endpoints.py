@@ -1,17 +1,20 @@
-"""Where etcd is and how to speak TLS with it: the settings of the connection, checked.
+"""Where etcd is, how to speak TLS with it, and as whom: the settings of the connection, checked.
 
-Rule: pure, and every mistake is a ConfigError with a remedy, found before the first packet.
+Rule: a mistake in them is a ConfigError with a remedy, found before the first packet; secrets and certificates are
+not kept, but read again whenever they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from netagent.errors import ConfigError
+from netagent.errors import ConfigError, StoreAuthError
 
 DEFAULT_PORT = 2379
+PASSWORD_VARIABLE = "NETAGENT_ETCD_PASSWORD"  # noqa: S105 - a variable's name
 
 
 class TLS(NamedTuple):
@@ -111,3 +114,31 @@ def _parse(text: str) -> Endpoint:
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise wrong(f"port {port!r} is not a number from 1 to 65535")
     return Endpoint(scheme, host, int(port or DEFAULT_PORT))
+
+
+def password_from(file: Path | None) -> Callable[[], str]:
+    """Where each authentication gets the password: the file's first line, else NETAGENT_ETCD_PASSWORD.
+
+    The source raises StoreAuthError when there is none.
+    """
+
+    def read() -> str:
+        if file is None:
+            if password := os.environ.get(PASSWORD_VARIABLE, ""):
+                return password
+            raise StoreAuthError(
+                "a user is set for etcd, but no password",
+                remedy=f"Set etcd_password_file, or {PASSWORD_VARIABLE} in the environment",
+            )
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise StoreAuthError(
+                f"etcd's password cannot be read: {reason}", where=str(file), remedy="Correct etcd_password_file"
+            ) from None
+        if not lines or not lines[0]:
+            raise StoreAuthError("the file with etcd's password is empty", where=str(file))
+        return lines[0]
+
+    return read

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from netagent.errors import (
     LeaseNotFound,
@@ -25,7 +26,7 @@ from netagent.errors import (
 from netagent.store.base import Batch, Compare, Get, Grant, Health, KeyValue, Listing, Request, TxnResult
 from netagent.store.connection import Connection, grpc, pb
 from netagent.store.dial import Dialler, EndpointStatus
-from netagent.store.endpoints import TLS, parse_endpoints
+from netagent.store.endpoints import TLS, parse_endpoints, password_from
 from netagent.store.grpc_errors import elsewhere, not_carried_out, store_error, wants_token
 from netagent.store.messages import (
     cancel_reason,
@@ -60,7 +61,7 @@ class EtcdStore:
     ) -> None:
         self._dialler = Dialler(parse_endpoints(endpoints, tls), tls or TLS())
         self._user = user
-        self._password_source = password_source
+        self._password_source = password_source or password_from(None)
         self._timeout = timeout
         self._progress = progress
         self._authenticating = asyncio.Lock()
@@ -266,9 +267,11 @@ class EtcdStore:
             token = self._token  # another call may have asked meanwhile
             if token is not None:
                 return token
-            if self._password_source is None:
-                raise StoreAuthError(f"no password is set for etcd user {self._user!r}")
-            request = pb.AuthenticateRequest(name=self._user, password=self._password_source())
+            try:
+                request = pb.AuthenticateRequest(name=self._user, password=self._password_source())
+            except StoreAuthError as missing:
+                self._dialler.failed(connection, "UNAUTHENTICATED", missing)
+                raise
             left = max(0.01, deadline - asyncio.get_running_loop().time())
             try:
                 with connection.used():
@@ -293,3 +296,30 @@ def _seconds(ttl: int, lease: int) -> int:
     if ttl <= 0:
         raise LeaseNotFound(f"etcd lease {lease:x} is gone")
     return int(ttl)
+
+
+class StoreSettings(Protocol):
+    """What open_store reads of the node's settings."""
+
+    @property
+    def etcd_endpoints(self) -> Sequence[str]: ...
+    @property
+    def etcd_cafile(self) -> Path | None: ...
+    @property
+    def etcd_certfile(self) -> Path | None: ...
+    @property
+    def etcd_keyfile(self) -> Path | None: ...
+    @property
+    def etcd_username(self) -> str: ...
+    @property
+    def etcd_password_file(self) -> Path | None: ...
+
+
+def open_store(settings: StoreSettings) -> EtcdStore:
+    """The store that the settings name. ConfigError when they make no sense; nothing is connected yet."""
+    return EtcdStore(
+        settings.etcd_endpoints,
+        tls=TLS(settings.etcd_cafile, settings.etcd_certfile, settings.etcd_keyfile),
+        user=settings.etcd_username,
+        password_source=password_from(settings.etcd_password_file),
+    )

@@ -16,7 +16,7 @@ from netagent.errors import (
     StoreUnavailable,
     StoreUnknownOutcome,
 )
-from netagent.store.endpoints import TLS, Endpoint, parse_endpoints
+from netagent.store.endpoints import TLS, Endpoint, parse_endpoints, password_from
 from netagent.store.grpc_errors import not_carried_out, store_error
 
 
@@ -71,6 +71,30 @@ def test_certificates_must_fit_the_endpoints() -> None:
         parse_endpoints(["https://a:1"], TLS(cert=Path("c.pem")))
     with pytest.raises(ConfigError, match="key without its certificate"):
         parse_endpoints(["https://a:1"], TLS(key=Path("k.pem")))
+
+
+def test_the_password_is_read_at_each_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "password"
+    source = password_from(file)
+    with pytest.raises(StoreAuthError, match="No such file") as caught:
+        source()
+    assert "etcd_password_file" in caught.value.remedy
+    file.write_text("")
+    with pytest.raises(StoreAuthError, match="empty"):
+        source()
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreAuthError, match="not text"):
+        source()
+    for password in ("one", "two words"):
+        file.write_text(password + "\n")
+        assert source() == password
+
+    source = password_from(None)
+    monkeypatch.delenv("NETAGENT_ETCD_PASSWORD", raising=False)
+    with pytest.raises(StoreAuthError, match="no password"):
+        source()
+    monkeypatch.setenv("NETAGENT_ETCD_PASSWORD", "three")
+    assert source() == "three"
 
 
 @pytest.mark.parametrize(
