@@ -245,7 +245,7 @@ def _malformed_key(key: str, reason: str) -> Finding:
         code="lease-malformed-key",
         subject=key,
         severity="error",
-        message=f"{key} is no subnet key: {reason}; skipped here, but it empties the routing tables of flanneld nodes",
+        message=f"{key} is no subnet key: {reason}; skipped here, but it empties flanneld's routing tables",
         remedy=f"etcdctl del '{key}'",
     )
 
