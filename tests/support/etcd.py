@@ -96,7 +96,8 @@ class Etcd:
         self.netns = netns
         self.tls = tls
         self.data = directory / name
-        self.endpoint = f"{'https' if tls else 'http'}://{host}:{self.port}"
+        authority = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        self.endpoint = f"{'https' if tls else 'http'}://{authority}"
         self.peer_url = f"http://127.0.0.1:{self.peer_port}"
         self.initial_cluster = f"{name}={self.peer_url}"
         self.log: deque[str] = deque(maxlen=400)
@@ -180,7 +181,10 @@ class Etcd:
             await self._reader
 
     def _enter(self) -> tuple[str, ...]:
-        inside = ("ip", "netns", "exec", self.netns) if self.netns else ()
+        inside: tuple[str, ...] = ()
+        if self.netns:
+            by_path = "/" in self.netns
+            inside = ("nsenter", f"--net={self.netns}", "--") if by_path else ("ip", "netns", "exec", self.netns)
         return ("setpriv", "--pdeathsig", "KILL", *inside)
 
     def _command(self) -> list[str]:
@@ -299,7 +303,7 @@ async def etcd(
     token_ttl: int = 0,
     extra: Sequence[str] = (),
 ) -> AsyncIterator[Etcd]:
-    """One etcd that serves clients. `netns` is a namespace's name, `token_ttl` seconds (0: etcd's own 300)."""
+    """One etcd that serves clients, on `host`. `netns` is a namespace's name or path; `token_ttl` in seconds."""
     with _directory() as directory:
         server = Etcd(directory, netns=netns, host=host, port=port, tls=tls, token_ttl=token_ttl, extra=extra)
         try:
