@@ -27,9 +27,6 @@ from netagent.store.base import KeyValue
 
 Kind: TypeAlias = Literal["config", "subnet", "owner", "node", "alive", "foreign", "other"]
 
-# A node's name is a path element and a label in views: letters, digits, dot, dash and underscore.
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z")
-
 _from_bytes = int.from_bytes
 
 
