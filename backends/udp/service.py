@@ -38,7 +38,7 @@ _BACKOFF_FIRST, _BACKOFF_MAX = 0.05, 5.0
 _LIVED = 5.0  # an engine that ran this long before it died is started again without waiting
 
 _REMEDIES = {
-    "device": "find the process that holds it (`ip -d tuntap`), or wait for the agent to create it",
+    "device": "find the process that holds it (`ip -d tuntap list`), or wait for the agent to create it",
     "socket": "stop what uses the port (`ss -ulpn`; flanneld?), or set another Port in the configuration",
 }
 
@@ -63,6 +63,7 @@ class UdpService:
         self._progress = asyncio.Condition()
         self._state = "starting"
         self._hello: dict[str, Any] = {}
+        self._greeted = 0.0  # when it said so
         self._stats: dict[str, Any] = {}
         self._traffic: dict[str, Any] = {}
         self._restarts = 0
@@ -117,12 +118,20 @@ class UdpService:
     def status(self) -> Mapping[str, Any]:
         return {
             "state": self._state,
-            "engine": {k: self._hello[k] for k in ("pid", "tag", "protocol", "uptime") if k in self._hello},
+            "engine": self._engine_status(),
             "restarts": self._restarts,
             "problems": sorted(self._problems),
             "drops": self._stats.get("drops", {}),
             "peers": {key: dict(zip(_COUNTERS, numbers, strict=True)) for key, numbers in self._traffic.items()},
         }
+
+    def _engine_status(self) -> dict[str, Any]:
+        status: dict[str, Any] = {
+            key: self._hello[key] for key in ("pid", "tag", "protocol", "uptime") if key in self._hello
+        }
+        if "uptime" in status:
+            status["uptime"] += time.monotonic() - self._greeted
+        return status
 
     def _plan(self, lease: Lease) -> None:
         if self._context is None:
@@ -189,6 +198,7 @@ class UdpService:
         connection = await client.connect(self.path)
         try:
             self._hello = await connection.ask(control.DO_HELLO)
+            self._greeted = time.monotonic()
         except TimeoutError:
             launch.kill(connection.pid)
             raise
@@ -280,11 +290,13 @@ class UdpService:
                 self._progress.notify_all()
 
     async def _poll(self, connection: Client) -> None:
-        """Read counters and problems."""
-        self._hello = await connection.ask(control.DO_HELLO)
+        """Read counters and problems. Changes go between the pages: they do not wait for all of them."""
         traffic: dict[str, Any] = {}
         offset, more = 0, True
         while more:
+            if self._wake.is_set():
+                self._wake.clear()
+                await self._sync(connection)
             self._stats = await connection.ask(control.DO_STATS, offset=offset, limit=STATS_PAGE)
             traffic.update(control.traffic_of(self._stats))
             offset += STATS_PAGE

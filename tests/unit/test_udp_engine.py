@@ -145,6 +145,19 @@ def test_hello_peers_and_stats(rig: Rig) -> None:
     assert first["traffic"]["10.5.4.0-24"] == [0, 0, 0, 0, 0, -1]
 
 
+def test_five_thousand_peers_in_one_message(rig: Rig) -> None:
+    engine = rig.start()
+    client = rig.client()
+    many = [Entry(f"{a}.{b}", (f"10.{a}.{b}.0/24",), (f"127.{a}.{b}.1",)) for a in range(20) for b in range(250)]
+    assert client.ask(control.DO_SET_PEERS, peers=many)["peers"] == 5000
+    assert client.ask(control.DO_HELLO)["digest"] == digest(many)
+    for entry in many[::100]:
+        a, b = map(int, entry.key.split("."))
+        peer = engine.table.route(bytes([10, a, b, 7]))
+        assert peer is not None
+        assert peer.entry == entry
+
+
 def test_a_missing_device_and_a_taken_port_are_problems_until_they_go(rig: Rig) -> None:
     rig.start()
     client = rig.client()

@@ -240,7 +240,8 @@ async def test_status_says_what_the_engine_says(engine: Engine, port: Port) -> N
         await eventually(lambda: udp.status()["peers"], "counters")
         status = udp.status()
         assert status["state"] == "running"
-        assert status["engine"] == {"pid": 1234, "tag": "one", "protocol": control.PROTOCOL, "uptime": 1.0}
+        assert status["engine"].pop("uptime") >= 1.0
+        assert status["engine"] == {"pid": 1234, "tag": "one", "protocol": control.PROTOCOL}
         assert status["drops"] == {"source": 5}
         assert status["peers"] == {
             "10.5.2.0-24": {
