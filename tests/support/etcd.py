@@ -34,6 +34,7 @@ from tests.support.certs import Authority, Pair
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 30.0
 COMMAND_TIMEOUT = 20.0
+_system = random.SystemRandom()
 
 
 class ServerTLS(NamedTuple):
@@ -65,7 +66,8 @@ def binary(name: str = "etcd") -> str:
 def free_port() -> int:
     """A TCP port of loopback that nobody listens on, outside the ephemeral range (32768 and up)."""
     for _ in range(200):
-        port = random.randrange(20000, 32000)
+        # Not the seeded generator: hypothesis seeds it alike in all workers, and they would take the same ports.
+        port = _system.randrange(20000, 32000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
