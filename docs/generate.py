@@ -1,4 +1,4 @@
-"""Writes what is made from the code: docs/reference/cli.md, the man page, the completion scripts.
+"""Writes what is made from the code: references of commands and settings, man pages, completion scripts.
 
 `python docs/generate.py` writes them, `python docs/generate.py --check` says which are out of date (exit code 1).
 A test runs the check, so that no flag is without its page.
@@ -13,9 +13,10 @@ from pathlib import Path
 from netagent import __version__
 from netagent.cli import completion
 from netagent.cli.tree import Node, Option, read
+from netagent.config import DEFAULT_FILE, GROUPS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE = "Made by docs/generate.py from the command line itself: do not edit."
+MADE = "Made by docs/generate.py from the code: do not edit."
 
 
 def files() -> dict[Path, str]:
@@ -23,7 +24,9 @@ def files() -> dict[Path, str]:
     root = read()
     return {
         ROOT / "docs/reference/cli.md": _text(markdown(root)),
+        ROOT / "docs/reference/settings.md": _text(settings_markdown()),
         ROOT / "packaging/man/netagent.1": _text(man(root)),
+        ROOT / "packaging/man/netagent.toml.5": _text(settings_man()),
         ROOT / "packaging/completion/netagent.bash": _text(completion.bash(root)),
         ROOT / "packaging/completion/_netagent": _text(completion.zsh(root)),
         ROOT / "packaging/completion/netagent.fish": _text(completion.fish(root)),
@@ -145,6 +148,60 @@ FILES = (
     ("/run/netagent/netagent.sock", "The agent's API."),
     ("/var/lib/netagent", "The node's identity, the last known records, and what to restore on cleanup."),
 )
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def settings_markdown() -> Iterator[str]:
+    yield from ("# Settings of a host", "", f"<!-- {MADE} -->", "")
+    yield f"Settings are flags of `netagent run`, environment variables, or keys in `{DEFAULT_FILE}`"
+    yield "(another file with `--config` or `$NETAGENT_CONFIG`). A flag wins over a variable, a variable over the file."
+    yield "A key that is not known, and a value that is not valid, is an error that names file and line. `systemctl"
+    yield "reload netagent` (SIGHUP) reads them again, and says which need a restart."
+    yield from (
+        "",
+        "The flag of `etcd_prefix` is `--etcd-prefix`, its variable `NETAGENT_ETCD_PREFIX`; so for every other.",
+    )
+    yield from ("", "```toml")
+    yield 'etcd_endpoints = ["https://192.168.50.2:2379", "https://192.168.50.3:2379"]'
+    yield 'etcd_cafile = "/etc/netagent/ca.pem"'
+    yield 'iface = ["eth1"]'
+    yield from ("ip_masq = true", "```")
+    for group, title in GROUPS.items():
+        yield from (
+            "",
+            f"## {title if title == 'etcd' else title.capitalize()}",
+            "",
+            "| Key | Default | Meaning |",
+            "|---|---|---|",
+        )
+        for option in OPTIONS:
+            if option.group == group:
+                default = "" if option.example in ('""', "[]") else f"`{option.example}`"
+                yield f"| `{option.name}` | {default} | {_cell(option.help)} |"
+    yield from ("", "The password of etcd is no setting: it comes from the file in `etcd_password_file` or from")
+    yield "`$NETAGENT_ETCD_PASSWORD`, and never from a flag, where every user of the host could read it."
+
+
+def settings_man() -> Iterator[str]:
+    yield f'.\\" {MADE}'
+    yield f'.TH NETAGENT.TOML 5 "" "netagent {__version__}" "netagent manual"'
+    yield from (".SH NAME", "netagent.toml \\- settings of netagent on this host")
+    yield from (".SH SYNOPSIS", f".I {DEFAULT_FILE}")
+    yield ".SH DESCRIPTION"
+    yield _roff(
+        "A TOML file of key = value lines. Every setting can also be given in the environment, its name in capitals "
+        "after NETAGENT_, and as a flag of netagent run, with dashes for underscores; a flag wins over a variable, a "
+        "variable over the file. SIGHUP reads them again. Durations are seconds, or text such as 30s or 24h."
+    )
+    for group, title in GROUPS.items():
+        yield f".SH {title.upper()}"
+        for option in OPTIONS:
+            if option.group == group:
+                yield from (".TP", f"\\fB{_roff(option.name)}\\fR = {_roff(option.example)}")
+                yield _roff(option.help[:1].upper() + option.help[1:] + ".")
+    yield from (".SH SEE ALSO", ".BR netagent (1)")
 
 
 def _roff(text: str) -> str:

@@ -296,10 +296,10 @@ def _error(status: int, error: str, remedy: str) -> web.Response:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """ "127.0.0.1:9100", "[::1]:9100" or ":9100" (every address) as host and port. ConfigError otherwise."""
+    """ "127.0.0.1:9480", "[::1]:9480" or ":9480" (every address) as host and port. ConfigError otherwise."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536 or host.count("[") > 1:
-        raise ConfigError(f"{text!r} is no HOST:PORT", where="metrics_listen", remedy="For example 127.0.0.1:9100")
+        raise ConfigError(f"{text!r} is no HOST:PORT", where="metrics_listen", remedy="For example 127.0.0.1:9480")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

@@ -7,19 +7,17 @@ Rule: only looks, never fails: whatever cannot be read is left out. Traffic outl
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from pathlib import Path
 
 import msgspec
 
-from netagent.cli import output
+from netagent.cli import agent, output
 from netagent.health import duration
 
-STATE_DIR = Path("/var/lib/netagent")
 SNAPSHOT_NAME = "snapshot"
-PROTOCOL = 110  # of our routes
+PROTOCOL = "110"  # of our routes, unless the settings say otherwise
 IP_SECONDS = 5.0
 
 
@@ -33,7 +31,7 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def look(state_dir: str | None = None) -> Left:
-    directory = Path(state_dir or os.environ.get("NETAGENT_STATE_DIR") or STATE_DIR)
+    directory = Path(state_dir or agent.setting("state_dir") or agent.STATE_DIR)
     snapshot = directory / SNAPSHOT_NAME
     try:
         taken = snapshot.stat().st_mtime
@@ -72,11 +70,12 @@ def _devices(root: Path = Path("/sys/class/net")) -> tuple[str, ...]:
 
 
 def _routes() -> int | None:
+    protocol = agent.setting("route_protocol") or PROTOCOL
     total = 0
     for family in ("-4", "-6"):
         try:
             answer = subprocess.run(
-                ["ip", family, "-j", "route", "show", "table", "main", "proto", str(PROTOCOL)],
+                ["ip", family, "-j", "route", "show", "table", "main", "proto", protocol],
                 capture_output=True,
                 timeout=IP_SECONDS,
                 check=True,

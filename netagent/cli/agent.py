@@ -1,4 +1,9 @@
-"""What every command that asks the running agent shares: which agent, and its arguments."""
+"""What every command that asks the running agent shares: which agent, and its arguments.
+
+Rule: a command asks the agent that this host's settings describe, unless told otherwise. Here the settings file is
+only looked at, for a directory: whether it is right is the agent's business, and a broken one must not keep
+`netagent status` from saying what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,9 @@ from netagent.api import SOCKET_NAME
 if TYPE_CHECKING:
     from netagent.api.client import Client
 
+SETTINGS = Path("/etc/netagent/netagent.toml")
 RUN_DIR = Path("/run/netagent")
+STATE_DIR = Path("/var/lib/netagent")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-dir",
         metavar="DIR",
         type=Path,
-        help="run directory of the agent to ask ($NETAGENT_RUN_DIR; /run/netagent)",
+        help="run directory of the agent to ask ($NETAGENT_RUN_DIR, the settings file, /run/netagent)",
     )
     parser.add_argument(
         "--socket", metavar="PATH", type=Path, help="socket of the agent to ask (RUN_DIR/netagent.sock)"
@@ -32,7 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def socket_path(args: argparse.Namespace) -> Path:
     if args.socket is not None:
         return Path(args.socket)
-    return Path(args.run_dir or os.environ.get("NETAGENT_RUN_DIR") or RUN_DIR) / SOCKET_NAME
+    return Path(args.run_dir or setting("run_dir") or RUN_DIR) / SOCKET_NAME
+
+
+def setting(name: str) -> str:
+    """A setting from the environment or the settings file, "" where neither has it."""
+    if value := os.environ.get(f"NETAGENT_{name.upper()}"):
+        return value
+    import tomllib
+
+    try:
+        document = tomllib.loads(Path(os.environ.get("NETAGENT_CONFIG") or SETTINGS).read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(document.get(name, ""))
 
 
 def client(args: argparse.Namespace) -> Client:

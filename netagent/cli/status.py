@@ -37,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state-dir",
         metavar="DIR",
-        help="state directory to look into when the agent does not answer ($NETAGENT_STATE_DIR; /var/lib/netagent)",
+        help="state directory to look into when the agent does not answer ($NETAGENT_STATE_DIR, the settings file, "
+        "/var/lib/netagent)",
     )
 
 

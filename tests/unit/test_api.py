@@ -319,13 +319,13 @@ async def test_a_taken_port_is_a_finding_and_the_socket_still_serves(view: View,
 
 @pytest.mark.parametrize(
     ("text", "parsed"),
-    [("127.0.0.1:9100", ("127.0.0.1", 9100)), ("[::1]:9100", ("::1", 9100)), (":9100", ("0.0.0.0", 9100))],
+    [("127.0.0.1:9480", ("127.0.0.1", 9480)), ("[::1]:9480", ("::1", 9480)), (":9480", ("0.0.0.0", 9480))],
 )
 def test_parse_listen(text: str, parsed: tuple[str, int]) -> None:
     assert parse_listen(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["9100", "h:", "h:x", "h:0", "h:65536", "::1:9100", "h:٣"])
+@pytest.mark.parametrize("text", ["9480", "h:", "h:x", "h:0", "h:65536", "::1:9480", "h:٣"])
 def test_parse_listen_refuses(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_listen(text)

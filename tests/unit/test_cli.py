@@ -402,6 +402,19 @@ def test_the_socket_can_be_named(agent: Path, run: Run, monkeypatch: pytest.Monk
     assert run("status", "--run-dir", str(agent))[0] == 0
 
 
+def test_the_socket_is_found_by_the_settings_file(
+    agent: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NETAGENT_RUN_DIR")
+    monkeypatch.setenv("NETAGENT_CONFIG", str(tmp_path / "netagent.toml"))
+    (tmp_path / "netagent.toml").write_text(f'run_dir = "{agent}"\n')
+    assert run("status")[0] == 0
+    (tmp_path / "netagent.toml").write_text("run_dir = not TOML")
+    code, out, _ = run("status")
+    assert code == 2
+    assert out.startswith("down: /run/netagent/netagent.sock: ")
+
+
 # --------------------------------------------------------------------------------------------- terminals
 
 
