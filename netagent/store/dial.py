@@ -55,8 +55,6 @@ class Dialler:
 
     async def connect(self, deadline: float) -> Connection:
         """The connection in use, or a new one before `deadline` (loop time). StoreUnavailable, StoreTLSError."""
-        if self.closed:
-            raise StoreUnavailable("the store is closed")
         current = self._current
         if current is not None and current.alive:
             return current
@@ -87,32 +85,35 @@ class Dialler:
             self.leave(self._current)
         count = len(self._endpoints)
         reasons: list[tuple[Endpoint, Diagnosis]] = []
+        opened: list[Connection] = []
         leaderless: Connection | None = None
-        for position in range(count):
-            left = deadline - loop.time()
-            if left <= 0:
-                break
-            endpoint = self._endpoints[(self._next + position) % count]
-            share = left if position == count - 1 else min(_SHARE, left / (count - position))
-            connection = self._new(endpoint)
-            keep = False
-            try:
+        try:
+            for position in range(count):
+                left = deadline - loop.time()
+                if left <= 0:
+                    break
+                endpoint = self._endpoints[(self._next + position) % count]
+                share = left if position == count - 1 else min(_SHARE, left / (count - position))
+                connection = self._new(endpoint)
+                opened.append(connection)
                 ready = await connection.ready(share)
                 if ready and (await self._has_leader(connection, deadline) or not self.several):
-                    keep = True
                     return self._use(connection)
-                if ready and leaderless is None:
-                    leaderless, keep = connection, True
-            finally:
-                if not keep:
-                    connection.retire()
-            if not ready:
-                reasons.append((endpoint, await self._reason(endpoint, ready, deadline, share)))
-        if leaderless is None:
+                if ready:
+                    leaderless = leaderless or connection
+                elif not self.closed:
+                    reasons.append((endpoint, await self._reason(endpoint, ready, deadline, share)))
+            if leaderless is not None:
+                return self._use(leaderless)
             raise self._unreachable(reasons)
-        return self._use(leaderless)
+        finally:
+            for connection in opened:
+                if connection is not self._current:
+                    connection.retire()
 
     def _new(self, endpoint: Endpoint) -> Connection:
+        if self.closed:
+            raise StoreUnavailable("the store is closed")
         try:
             connection = Connection(endpoint, self._tls)
         except StoreTLSError as error:
@@ -135,7 +136,6 @@ class Dialler:
 
     def _use(self, connection: Connection) -> Connection:
         if self.closed:
-            connection.retire()
             raise StoreUnavailable("the store is closed")
         self._current = connection
         self._next = self._endpoints.index(connection.endpoint)
@@ -203,6 +203,8 @@ class Dialler:
         return known
 
     def _unreachable(self, reasons: list[tuple[Endpoint, Diagnosis]]) -> StoreError:
+        if self.closed:
+            return StoreUnavailable("the store is closed")
         text = "; ".join(f"{endpoint}: {reason.text}" for endpoint, reason in reasons) or "no time left to connect"
         tls = [reason for _, reason in reasons if reason.tls]
         remedy = next((reason.remedy for reason in tls if reason.remedy), "")

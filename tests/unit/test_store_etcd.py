@@ -485,6 +485,20 @@ async def test_cancelling_a_call_is_a_cancellation() -> None:
         assert await store.get("/k") is None
 
 
+async def test_closing_while_it_dials() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        store = EtcdStore([f"http://127.0.0.1:{silent.getsockname()[1]}"], timeout=60.0)
+        calls = [asyncio.ensure_future(store.get("/k")), asyncio.ensure_future(anext(store.watch("/", 1)))]
+        await asyncio.sleep(0.05)
+        await store.close()
+        async with asyncio.timeout(DEADLINE):
+            for call in calls:
+                with pytest.raises(StoreUnavailable, match="closed"):
+                    await call
+
+
 async def test_unresolvable_host_and_no_etcd_at_all() -> None:
     async with opened("http://no-such-host.invalid:2379", timeout=3.0) as store:
         with pytest.raises(StoreUnavailable, match=r"no-such-host|no answer"):
