@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from netagent.cli import COMMANDS
+from netagent.cli.parser import build_parser
 
 
 class Option(NamedTuple):
@@ -59,8 +60,6 @@ class Node(NamedTuple):
 
 def read(names: Collection[str] = COMMANDS) -> Node:
     """The tree, with what stands below the commands of these names. Imports their modules."""
-    from netagent.__main__ import build_parser
-
     return _node(build_parser(names), (), "")
 
 
