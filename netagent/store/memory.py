@@ -60,7 +60,7 @@ class MemoryCluster:
         self.compacted = 0
         self._live: dict[str, KeyValue] = {}
         self._base: dict[str, KeyValue] = {}  # what lived at the compacted revision
-        self._history: list[Batch] = []  # one for each revision after it
+        self.history: list[Batch] = []  # one for each revision after it
         self._leases: dict[int, _Lease] = {}
 
     @property
@@ -81,7 +81,7 @@ class MemoryCluster:
         """Forget the history up to `revision` (0: all of it)."""
         revision = revision or self.revision
         self._base = self._at(revision)
-        self._history = [batch for batch in self._history if batch.revision > revision]
+        self.history = [batch for batch in self.history if batch.revision > revision]
         self.compacted = revision
 
     def wipe(self) -> None:
@@ -114,7 +114,7 @@ class MemoryCluster:
 
     def _at(self, revision: int) -> dict[str, KeyValue]:
         keys = dict(self._base)
-        for batch in self._history:
+        for batch in self.history:
             if batch.revision > revision:
                 break
             for deleted, kv in batch.events:
@@ -190,7 +190,7 @@ class MemoryCluster:
             return
         self.revision += 1
         batch = Batch(self.revision, tuple(events))
-        self._history.append(batch)
+        self.history.append(batch)
         for watcher in self._watchers:
             self._tell(watcher, batch)
 
@@ -232,7 +232,7 @@ class MemoryCluster:
             )
         watcher = _Watcher(client, prefix)
         watcher.queue.put_nowait(Batch(revision - 1, ()))
-        for batch in self._history:
+        for batch in self.history:
             if batch.revision >= revision:
                 self._tell(watcher, batch)
         self._watchers.append(watcher)

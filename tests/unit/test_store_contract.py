@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import random
+from collections.abc import AsyncIterator, Awaitable, Iterable
 
 import pytest
 
@@ -359,3 +360,52 @@ async def test_ten_thousand_keys_in_one_listing(store: Store) -> None:
     assert keys(listing.items) == names
     assert listing.revision == 85
     assert all(kv.value == kv.key.encode() * 10 for kv in listing.items)
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_twin_and_etcd_agree_on_any_history(seed: int) -> None:
+    """The same random operations on both: every answer, the listings of every revision and the watch are equal."""
+    dice = random.Random(seed)
+    names = [f"/s/{letter}" for letter in "abcdef"]
+
+    def compare() -> Compare:
+        target = dice.choice(("create", "mod", "version", "value"))
+        value: int | bytes = dice.choice((b"0", b"1")) if target == "value" else dice.randrange(12)
+        return Compare(dice.choice(names), target, dice.choice(("=", "!=", "<", ">")), value)
+
+    def request() -> Put | Delete | Get:
+        match dice.randrange(4):
+            case 0:
+                return Delete(dice.choice(names))
+            case 1:
+                return Get(dice.choice((*names, "/s/")), prefix=dice.random() < 0.5)
+            case _:
+                return Put(dice.choice(names), b"%d" % dice.randrange(2))
+
+    async def outcome(call: Awaitable[object]) -> object:
+        try:
+            return await call
+        except StoreError as error:
+            return type(error)
+
+    async with etcd() as server:
+        real, twin = EtcdStore([server.endpoint]), MemoryStore()
+        for _ in range(120):
+            guards = [compare() for _ in range(dice.randrange(3))]
+            success, failure = ([request() for _ in range(dice.randrange(4))] for _ in range(2))
+            name = dice.choice(names)
+            match dice.randrange(4):
+                case 0:
+                    calls = [store.put(name, b"p") for store in (real, twin)]
+                case 1:
+                    calls = [store.delete("/s/", prefix=True) for store in (real, twin)]
+                case _:
+                    calls = [store.txn(guards, success, failure) for store in (real, twin)]  # type: ignore[misc]
+            assert await outcome(calls[0]) == await outcome(calls[1]), (guards, success, failure)
+        last = (await twin.list("/")).revision
+        for revision in range(1, last + 1):
+            assert await real.list("/", revision=revision) == await twin.list("/", revision=revision)
+        count = sum(1 for batch in twin.cluster.history for _ in batch.events)
+        assert await events(real, "/", 2, count) == await events(twin, "/", 2, count)
+        await real.close()
