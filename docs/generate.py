@@ -156,9 +156,9 @@ FILES = (
 def settings_markdown() -> Iterator[str]:
     yield from ("# Settings of a host", "", f"<!-- {MADE} -->", "")
     yield f"Settings are flags of `netagent run`, environment variables, or keys in `{DEFAULT_FILE}`"
-    yield "(another file with `--config` or `$NETAGENT_CONFIG`). A flag wins over a variable, a variable over the file."
-    yield "A key that is not known, and a value that is not valid, is an error that names file and line. `systemctl"
-    yield "reload netagent` (SIGHUP) reads them again, and says which need a restart."
+    yield "(another file with `--config` or `$NETAGENT_CONFIG`). A flag wins over a variable, a variable over the"
+    yield "file. A key that is not known, and a value that is not valid, is an error that names file and line."
+    yield "`systemctl reload netagent` (SIGHUP) reads them again, and says which need a restart."
     yield from (
         "",
         "The flag of `etcd_prefix` is `--etcd-prefix`, its variable `NETAGENT_ETCD_PREFIX`; so for every other.",

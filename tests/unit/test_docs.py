@@ -119,18 +119,38 @@ def codes() -> dict[str, str]:
     found: dict[str, str] = {}
     for top in ("netagent", "backends"):
         for path in sorted((ROOT / top).rglob("*.py")):
-            if "proto" in path.parts:
-                continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)):
-                    continue
-                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-                for keyword in node.keywords if name == "Finding" else ():
-                    if keyword.arg == "code":
-                        for part in ast.walk(keyword.value):
-                            if isinstance(part, ast.Constant) and CODE.fullmatch(str(part.value)):
-                                found[str(part.value)] = str(path.relative_to(ROOT))
+            if "proto" not in path.parts:
+                found |= dict.fromkeys(_codes(ast.parse(path.read_text())), str(path.relative_to(ROOT)))
     return found
+
+
+def _codes(module: ast.Module) -> Iterator[str]:
+    """Constants given as `code` to Finding, or to a function of the module that passes its own argument on to it."""
+    makers = {"Finding"}
+    for function in (node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)):
+        arguments = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+        for call in _calls(function, {"Finding"}):
+            if any(isinstance(part, ast.Name) and part.id in arguments for part in _code(call)):
+                makers.add(function.name)
+    for call in _calls(module, makers):
+        parts = _code(call) if _name(call) == "Finding" else ast.walk(call)
+        for part in parts:
+            if isinstance(part, ast.Constant) and CODE.fullmatch(str(part.value)):
+                yield str(part.value)
+
+
+def _calls(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node) in names)
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
+
+
+def _code(call: ast.Call) -> Iterator[ast.AST]:
+    for keyword in call.keywords:
+        if keyword.arg == "code":
+            yield from ast.walk(keyword.value)
 
 
 def test_every_finding_has_its_section_and_no_other() -> None:
