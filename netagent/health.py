@@ -27,7 +27,10 @@ def verdict(status: Status) -> Verdict:
     fatal = blockers + _fatal(status)
     faults = _faults(status)
     state: State = "down" if fatal else "degraded" if faults else "healthy"
-    reasons = fatal + faults
+    reasons: list[str] = []
+    for reason in fatal + faults:  # a finding may say what was said already
+        if not any(reason in said for said in reasons):
+            reasons.append(reason)
     return Verdict(
         state=state,
         reason=_sum(reasons) if reasons else _healthy(status),

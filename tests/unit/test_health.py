@@ -140,6 +140,13 @@ def test_several_reasons_are_summed_up_and_kept() -> None:
     assert len(found.reasons) == 3
 
 
+def test_nothing_is_said_twice() -> None:
+    found = Finding(code="config-invalid", subject="config", message="no such backend", severity="error")
+    status = altered(network={"valid": False, "error": "no such backend"})
+    reasons = verdict(msgspec.structs.replace(status, findings=(found,))).reasons
+    assert reasons == ("the new network configuration is invalid and not in force (no such backend)",)
+
+
 def test_what_is_fatal_comes_first() -> None:
     found = verdict(altered(etcd=GONE, interface={"carrier": False}))
     assert found.reasons[0] == "interface eth0 has no carrier"
