@@ -1,0 +1,429 @@
+"""The one loop that makes the kernel equal to what is desired, and the only writer to it.
+
+Rules: input is coalesced and applied in batches, a lone change at once; what exists and is equal is left alone (a
+restart rewrites nothing); things of an earlier run that nobody wants go only after `release_stale`, when the new
+state stands; an object that fails holds up no other and is tried again with back-off; a hint from the kernel is only
+a reason to look: dump and diff is the only repair. Two parties that fight over an object are told apart from drift:
+each repair of the same key within a short time doubles the wait before the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from netagent.kernel.base import Change, Failure, Host, Op
+from netagent.model import KINDS, Key, Object
+from netagent.plan.desired import Claim, Delta, Desired
+from netagent.plan.diff import diff, ordered, satisfied
+from netagent.status import describe
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256  # operations between two breaths of the event loop
+RETRY_FIRST, RETRY_MAX = 0.1, 30.0  # seconds
+FIGHT_WINDOW = 10.0  # seconds in which repairs of one key count as a fight
+FIGHT_AFTER = 5  # repairs in the window
+DRIFTS_KEPT = 20
+
+# What is gone silently when an object of the kind is changed by somebody else.
+DEPENDENTS: dict[str, tuple[str, ...]] = {
+    "link": ("offload", "address", "nexthop", "neighbour", "fdb", "route"),
+    "address": ("nexthop", "route"),
+    "nexthop": ("route",),
+    "nft": ("element",),
+}
+
+
+class Failing(msgspec.Struct):
+    """An object that the kernel refuses."""
+
+    object: Object
+    verb: str
+    errno: int
+    message: str
+    foreign: str
+    since: float  # time.time()
+    attempts: int
+    retry: float  # of the clock
+
+
+class Drift(NamedTuple):
+    """A change by somebody else that was repaired."""
+
+    at: float  # time.time()
+    kind: str
+    what: str
+    seconds: float  # from the hint to the repair
+
+
+class Row(NamedTuple):
+    """One desired object, for views."""
+
+    object: Object
+    owner: str
+    rank: int
+    losers: tuple[str, ...]
+    installed: bool
+    error: str
+
+
+class Status(NamedTuple):
+    desired: dict[str, int]
+    installed: dict[str, int]
+    failing: list[Failing]
+    drifts: int
+    last_drift: Drift | None
+    passes: int
+    last_pass: float
+    last_pass_seconds: float
+    operations: int
+
+
+class Reconciler:
+    """Feed it with `put` and `drop` from the event loop's thread; `run` is its task."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.host = host
+        self.facts_changed = asyncio.Event()
+        self.adopted = asyncio.Event()
+        self._clock = clock
+        self._jitter = jitter
+        self._desired = Desired()
+        self._known: dict[Key, Object] = {}
+        self._pending: dict[Key, None] = {}
+        self._stale: set[Key] = set()
+        self._keep_stale = True
+        self._dirty: dict[str, float] = {}
+        self._failing: dict[Key, Failing] = {}
+        self._repairs: dict[Key, deque[float]] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._drifts: deque[Drift] = deque(maxlen=DRIFTS_KEPT)
+        self._drift_count = self._passes = self._operations = 0
+        self._last_pass = self._last_pass_seconds = 0.0
+
+    # ------------------------------------------------------------------------------------------ input
+
+    def put(self, owner: str, objects: Iterable[Object], rank: int = 0) -> None:
+        """Make `objects` all that `owner` wants."""
+        self._take(self._desired.put(owner, objects, rank))
+
+    def drop(self, owner: str) -> None:
+        self._take(self._desired.drop(owner))
+
+    def owners(self, prefix: str = "") -> list[str]:
+        return self._desired.owners(prefix)
+
+    def invalidate(self, kinds: Collection[str] = KINDS) -> None:
+        """Dump these kinds and repair what differs."""
+        now = self._clock()
+        for kind in kinds:
+            self._dirty.setdefault(kind, now)
+        self._stir()
+
+    def retry(self) -> None:
+        """Something changed that may be what failing objects wait for: try them now."""
+        now = self._clock()
+        for failing in self._failing.values():
+            failing.retry = now
+        if self._failing:
+            self._stir()
+
+    def release_stale(self) -> None:
+        """The new state stands: what is left of an earlier run may go."""
+        self._keep_stale = False
+        self._pending.update(dict.fromkeys(self._stale))
+        self._stale.clear()
+        self._stir()
+
+    async def settled(self) -> None:
+        """Return once all that was put so far has been tried."""
+        await self._idle.wait()
+
+    def _take(self, delta: Delta) -> None:
+        if delta.put or delta.gone:
+            self._pending.update(dict.fromkeys(delta.put))
+            self._pending.update(dict.fromkeys(delta.gone))
+            self._stir()
+
+    def _stir(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Until cancelled; the kernel stays as it is."""
+        listener = asyncio.create_task(self._listen(), name="kernel changes")
+        try:
+            self._adopt()
+            while True:
+                await self._pass()
+                await self._sleep()
+        finally:
+            listener.cancel()
+            await asyncio.wait([listener])
+
+    def _adopt(self) -> None:
+        """What an earlier run left: equal objects stay untouched, the rest waits for `release_stale`."""
+        for obj in self.host.dump(KINDS, self._desired.values()):
+            self._known[obj.key] = obj
+            if obj.key not in self._desired:
+                self._stale.add(obj.key)
+        self.adopted.set()
+
+    async def _sleep(self) -> None:
+        """Until there is something to do, or until something failing is due."""
+        now = self._clock()
+        due = min((f.retry for f in self._failing.values()), default=None)
+        if not self._pending and not self._dirty and (due is None or due > now):
+            self._idle.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), None if due is None else due - now)
+        self._wake.clear()
+
+    async def _pass(self) -> None:
+        started, wall = self._clock(), time.time()
+        if self._dirty:
+            self._verify()
+        now = self._clock()
+        self._pending.update((key, None) for key, failing in self._failing.items() if failing.retry <= now)
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, {}
+        ops = ordered(op for key in pending if (op := self._operation(key)) is not None)
+        for start in range(0, len(ops), CHUNK):
+            self._apply(ops[start : start + CHUNK])
+            if start + CHUNK < len(ops):
+                await asyncio.sleep(0)
+        self._passes += 1
+        self._last_pass, self._last_pass_seconds = wall, self._clock() - started
+
+    def _operation(self, key: Key) -> Op | None:
+        """What brings the key to its desired state, None where it is there."""
+        want, have = self._desired.get(key), self._known.get(key)
+        if want is None:
+            failing = self._failing.get(key)
+            if have is None:
+                self._failing.pop(key, None)
+                return None
+            if failing is not None and failing.retry > self._clock():
+                return None
+            if self._keep_stale and key in self._stale:
+                return None
+            return Op("delete", have)
+        self._stale.discard(key)
+        if satisfied(want, have):
+            self._failing.pop(key, None)
+            return None
+        failing = self._failing.get(key)
+        if failing is not None and failing.object == want and failing.retry > self._clock():
+            return None
+        return Op("put", want)
+
+    def _apply(self, ops: Sequence[Op]) -> None:
+        failed = {failure.op.object.key: failure for failure in self.host.apply(ops)}
+        self._operations += len(ops)
+        for op in ops:
+            key = op.object.key
+            failure = failed.get(key)
+            if failure is not None:
+                self._fail(key, failure)
+                continue
+            self._failing.pop(key, None)
+            if op.verb == "put":
+                self._known[key] = op.object
+                if op.object.KIND == "link":
+                    self._recreated(op.object)
+            else:
+                self._known.pop(key, None)
+                if op.object.KIND in ("link", "nexthop"):
+                    self.invalidate(DEPENDENTS[op.object.KIND])
+
+    def _fail(self, key: Key, failure: Failure) -> None:
+        earlier = self._failing.get(key)
+        attempts = earlier.attempts + 1 if earlier is not None else 1
+        delay = min(RETRY_FIRST * 2 ** min(attempts - 1, 10), RETRY_MAX) * self._jitter(0.75, 1.25)
+        self._failing[key] = Failing(
+            failure.op.object,
+            failure.op.verb,
+            failure.errno,
+            failure.message,
+            failure.foreign,
+            earlier.since if earlier is not None else time.time(),
+            attempts,
+            self._clock() + delay,
+        )
+
+    # ------------------------------------------------------------------------------------------ drift
+
+    async def _listen(self) -> None:
+        async for changes in self.host.changes():
+            self._hear(changes)
+
+    def _hear(self, changes: Iterable[Change]) -> None:
+        """Hints: something of these kinds may differ now."""
+        now = self._clock()
+        for change in changes:
+            if change.kind == "facts":
+                self.facts_changed.set()
+                continue
+            for kind in (change.kind, *DEPENDENTS.get(change.kind, ())):
+                self._dirty.setdefault(kind, now)
+        if self._dirty:
+            self._stir()
+
+    def _recreated(self, link: Object) -> None:
+        """A device was made (anew): what stood on an earlier one of the name is gone."""
+        for key, obj in list(self._known.items()):
+            if _stands_on(obj, link.key[1]):
+                del self._known[key]
+                if key in self._desired:
+                    self._pending[key] = None
+        self._dirty.update(dict.fromkeys(DEPENDENTS["link"], self._clock()))
+
+    def _verify(self) -> None:
+        """Dump what is dirty; what differs from what we wrote was changed by somebody else."""
+        dirty, self._dirty = self._dirty, {}
+        wanted = [obj for obj in self._desired.values() if obj.KIND in dirty]
+        try:
+            actual = {obj.key: obj for obj in self.host.dump(list(dirty), wanted)}
+        except OSError as error:
+            log.warning("the kernel's state cannot be read: %s", error)
+            asyncio.get_running_loop().call_later(RETRY_FIRST, self.invalidate, list(dirty))
+            return
+        now = self._clock()
+        before = self._drift_count
+        for key, known in list(self._known.items()):
+            if known.KIND in dirty and not satisfied(known, actual.get(key)):
+                have = actual.get(key)
+                if have is None:
+                    del self._known[key]
+                else:
+                    self._known[key] = have
+                if key in self._desired:
+                    self._drifted(key, known, have, dirty[known.KIND], now)
+        for key, obj in actual.items():
+            if key not in self._known:
+                self._known[key] = obj
+                if key not in self._desired:
+                    if self._keep_stale:
+                        self._stale.add(key)
+                    else:
+                        self._pending[key] = None
+        if self._drift_count > before:
+            more = self._drift_count - before - 1
+            log.warning("%s%s; putting it back", self._drifts[-1].what, f" (and {more} objects more)" if more else "")
+
+    def _drifted(self, key: Key, known: Object, have: Object | None, heard: float, now: float) -> None:
+        done = "removed" if have is None else "changed"
+        what = f"{known.KIND} {describe(known)} was {done} by somebody else"
+        self._drift_count += 1
+        self._drifts.append(Drift(time.time(), known.KIND, what, now - heard))
+        repairs = self._repairs.setdefault(key, deque(maxlen=2 * FIGHT_AFTER))
+        while repairs and now - repairs[0] > FIGHT_WINDOW:
+            repairs.popleft()
+        repairs.append(now)
+        if len(repairs) >= FIGHT_AFTER:
+            want = self._desired.get(key)
+            assert want is not None
+            delay = min(RETRY_FIRST * 2 ** (len(repairs) - FIGHT_AFTER + 3), RETRY_MAX)
+            self._failing[key] = Failing(
+                want,
+                "put",
+                errno.EAGAIN,
+                "somebody else keeps changing it",
+                "another program",
+                time.time(),
+                len(repairs),
+                now + delay,
+            )
+            self._known.pop(key, None)
+        else:
+            self._pending[key] = None
+
+    # ------------------------------------------------------------------------------------------ views
+
+    def plan(self) -> list[Op]:
+        """What a full pass would do now, by dump and diff. Changes nothing."""
+        return diff(dict(self._desired.items()), self.host.dump(KINDS, self._desired.values()))
+
+    def explain(self, kinds: Collection[str] = ()) -> list[Row]:
+        rows = []
+        for key, obj in self._desired.items():
+            if kinds and obj.KIND not in kinds:
+                continue
+            winner, *losers = self._desired.claims(key)
+            failing = self._failing.get(key)
+            rows.append(
+                Row(
+                    obj,
+                    winner.owner,
+                    winner.rank,
+                    tuple(loser.owner for loser in losers),
+                    satisfied(obj, self._known.get(key)),
+                    failing.message if failing is not None else "",
+                )
+            )
+        rows.sort(key=lambda row: KINDS.index(row.object.KIND))
+        return rows
+
+    def claims(self, key: Key) -> list[Claim]:
+        return self._desired.claims(key)
+
+    def installed(self, key: Key) -> bool:
+        want = self._desired.get(key)
+        return want is not None and satisfied(want, self._known.get(key))
+
+    def failure(self, key: Key) -> Failing | None:
+        return self._failing.get(key)
+
+    def status(self) -> Status:
+        desired = Counter(obj.KIND for obj in self._desired.values())
+        installed = Counter(obj.KIND for key, obj in self._desired.items() if self.installed(key))
+        return Status(
+            dict(desired),
+            dict(installed),
+            list(self._failing.values()),
+            self._drift_count,
+            self._drifts[-1] if self._drifts else None,
+            self._passes,
+            self._last_pass,
+            self._last_pass_seconds,
+            self._operations,
+        )
+
+    async def withdraw_all(self) -> list[Failure]:
+        """Remove everything of ours, for cleanup. What could not be removed."""
+        failed: list[Failure] = []
+        for _ in range(2):  # what a first removal uncovers goes in a second
+            ops = ordered(Op("delete", obj) for obj in self.host.dump(KINDS))
+            failed = []
+            for start in range(0, len(ops), CHUNK):
+                failed += self.host.apply(ops[start : start + CHUNK])
+                await asyncio.sleep(0)
+            if not failed:
+                break
+        return failed
+
+
+def _stands_on(obj: Object, dev: str) -> bool:
+    if obj.KIND == "route":
+        return any(hop.dev == dev for hop in obj.hops) or (obj.nexthop is not None and obj.nexthop[0] == dev)
+    return obj.KIND in DEPENDENTS["link"] and getattr(obj, "dev", None) == dev

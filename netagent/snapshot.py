@@ -1,0 +1,61 @@
+"""The cluster's records on disk, so that an agent that boots while etcd is down forwards from what it last knew.
+
+Rule: written some time after a change and at most every SPACING seconds, never on the path of an event; a snapshot
+is a memory aid, so a damaged one is reported and ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from netagent import files
+
+log = logging.getLogger(__name__)
+
+DELAY, SPACING = 1.0, 10.0  # seconds
+
+
+class SnapshotFile:
+    """Keeps `path` equal to what `dump` returns."""
+
+    def __init__(self, path: Path, dump: Callable[[], bytes]) -> None:
+        self.path = path
+        self._dump = dump
+        self._changed = asyncio.Event()
+
+    def read(self) -> bytes | None:
+        """The content, or None if there is none."""
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("snapshot %s: %s", self.path, error)
+            return None
+
+    def touch(self) -> None:
+        """Something changed: write before long."""
+        self._changed.set()
+
+    def write(self) -> None:
+        """Write now."""
+        self._changed.clear()
+        try:
+            files.replace(self.path, self._dump(), mode=0o600)
+        except OSError as error:
+            log.warning("snapshot %s: %s", self.path, error)
+
+    async def run(self) -> None:
+        """Until cancelled; what is still unwritten then is written."""
+        try:
+            while True:
+                await self._changed.wait()
+                await asyncio.sleep(DELAY)
+                self.write()
+                await asyncio.sleep(SPACING - DELAY)
+        finally:
+            if self._changed.is_set():
+                self.write()
