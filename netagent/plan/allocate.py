@@ -41,8 +41,8 @@ class Remembered(NamedTuple):
 class Choice(NamedTuple):
     """What to claim. `source`: "own", "reserved", "address", "state", "subnet.env" or "free".
 
-    `lease` is the record that is there and ours already, if there is one; its key differs from `key` when a family was
-    added to the network.
+    `lease` is the record that is there and ours already, if there is one; its key differs from `key` when a family
+    was added to the network.
     """
 
     v4: str | None
@@ -100,7 +100,7 @@ def own_lease(network: Network, leases: Mapping[str, Lease], node: Node) -> tupl
 
 
 def _rank(network: Network, lease: Lease, node: Node) -> int:
-    """1: our id. 2: reserved for our name, or ours before the node was installed anew. 3: our address. 0: not ours."""
+    """1: our id. 2: reserved for our name, or ours before a new installation. 3: our address. 0: not ours."""
     if lease.node_id:
         if lease.node_id == node.id:
             return 1

@@ -60,6 +60,7 @@ class Cluster:
     def __init__(self, prefix: str) -> None:
         self.keys = schema.Keys(prefix)
         self.revision = 0
+        self.confirmed = False  # etcd has told us the records, they are not only a snapshot's
         self.network: Network | None = None
         self.config_error = ""
         self.config_revision = 0
@@ -86,6 +87,7 @@ class Cluster:
 
     def apply(self, item: Resync | Delta) -> ClusterChange:
         """Fold one item of the follower's stream into the view."""
+        self.confirmed = True
         if isinstance(item, Resync):
             rewound = item.rewound or item.listing.revision < self.revision
             self.revision = item.listing.revision

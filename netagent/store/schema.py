@@ -356,6 +356,15 @@ def _unreadable(kv: KeyValue, code: str, what: str, reason: str) -> Finding:
     )
 
 
+def joined_lease(name: str, kv: KeyValue, owner: KeyValue | None) -> Lease | Finding:
+    """The lease with its owner, who counts only if the record is on the same etcd lease."""
+    if owner is not None and owner.lease == kv.lease:
+        parsed = parse_owner(owner)
+        if isinstance(parsed, Owner):
+            return parse_lease(name, kv, parsed.node, parsed.id)
+    return parse_lease(name, kv)
+
+
 def canonical_subnet(text: str) -> str | None:
     """A prefix in canonical text ("10.5.59.0/24"), or None when it is none or has host bits set."""
     key = text.replace("/", "-", 1)
