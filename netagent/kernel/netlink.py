@@ -36,8 +36,9 @@ _RECEIVE = 1 << 17  # bytes: more than the kernel puts into one datagram
 _DEADLINE = 5  # seconds for an answer. The kernel answers while it is asked: only a lost answer takes time
 _DUMP_TRIES = 5
 
-# linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, NEXTHOP
-GROUPS = (1, 3, 5, 7, 9, 11, 32)
+# linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF,
+# IPV6_NETCONF, NEXTHOP
+GROUPS = (1, 3, 5, 7, 9, 11, 24, 25, 32)
 
 
 class RequestSocket:

@@ -104,11 +104,13 @@ def _vxlan_data(vxlan: VxlanAttrs, parent: int) -> list[bytes]:
     return data
 
 
-def mark(name: str, alias: str) -> bytes:
-    """SETLINK by name: the alias, and no IPv6 address that the kernel makes up."""
+def no_made_up_address(name: str) -> bytes:
+    """SETLINK by name: no IPv6 link-local address that the kernel makes up.
+
+    Refused with EAFNOSUPPORT where the device has no IPv6 (none in the kernel, or an MTU below 1280).
+    """
     inet6 = nest(AF_INET6, attribute_u8(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE))
-    parts = [attribute_text(_IFNAME, name), attribute_text(_IFALIAS, alias), nest(_AF_SPEC, inet6)]
-    return _message(SETLINK, REQUEST, 0, 0, 0, parts)
+    return _message(SETLINK, REQUEST, 0, 0, 0, [attribute_text(_IFNAME, name), nest(_AF_SPEC, inet6)])
 
 
 def change(
