@@ -8,6 +8,7 @@ Plain routes, never nexthop objects: the uplink is not ours, and a carrier loss 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,6 +32,9 @@ class HostGw:
 
     def ports(self, options: HostGwOptions) -> tuple[int, ...]:
         return ()
+
+    def direct(self, options: HostGwOptions) -> bool:
+        return True
 
     def mtu(self, context: Context) -> int:
         return context.node.mtu
@@ -69,6 +73,9 @@ class HostGw:
 
     def service(self, context: Context, port: ServicePort) -> Service | None:
         return None
+
+    async def dismantle(self, run_dir: Path) -> None:
+        pass
 
     def _route(self, context: Context, lease: Lease, family: Family, objects: list[Object]) -> Finding | None:
         subnet, gateway = lease.subnet(family), lease.endpoint(family)

@@ -21,9 +21,7 @@ _WORDS = {int: "a whole number", bool: "true or false", str: "a string"}
 
 def parse(backend: str, cls: type[T], raw: Mapping[str, Any]) -> tuple[T, tuple[Finding, ...]]:
     """`raw` as a `cls`, whose field names are matched by their encoded names ("VNI"), plus findings."""
-    known = {
-        field.encode_name.lower(): (field.encode_name, field.type) for field in msgspec.structs.fields(cls)
-    }
+    known = {field.encode_name.lower(): (field.encode_name, field.type) for field in msgspec.structs.fields(cls)}
     values: dict[str, Any] = {}
     findings = []
     for key, value in raw.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -110,6 +111,9 @@ class VxlanBackend:
     def ports(self, options: VxlanOptions) -> tuple[int, ...]:
         return (options.port or DEFAULT_PORT,)
 
+    def direct(self, options: VxlanOptions) -> bool:
+        return options.direct_routing
+
     def mtu(self, context: Context) -> int:
         return min(self._device_mtu(context, family) for family in context.network.families)
 
@@ -165,6 +169,9 @@ class VxlanBackend:
 
     def service(self, context: Context, port: ServicePort) -> Service | None:
         return None
+
+    async def dismantle(self, run_dir: Path) -> None:
+        pass
 
     def _device_mtu(self, context: Context, family: Family) -> int:
         return (context.options.mtu or context.node.mtu) - OVERHEAD[family]

@@ -67,6 +67,10 @@ class Backend(Protocol):
         """UDP ports that peers must be able to reach."""
         ...
 
+    def direct(self, options: Any) -> bool:
+        """Whether inner packets may arrive on the uplink as they are (host-gw, DirectRouting)."""
+        ...
+
     def mtu(self, context: Context) -> int:
         """MTU of containers' interfaces: the uplink's less the overhead (bytes)."""
         ...
@@ -83,6 +87,10 @@ class Backend(Protocol):
 
     def service(self, context: Context, port: ServicePort) -> Service | None:
         """The thing that must run beside the plan, or None."""
+        ...
+
+    async def dismantle(self, run_dir: Path) -> None:
+        """For `netagent cleanup`: end what outlives the agent. Nothing to do for most."""
         ...
 
 

@@ -122,6 +122,11 @@ class Leasing:
         self._presence.observe(change)
         self._news.set()
 
+    def presume(self) -> None:
+        """etcd does not answer: use the subnet of an earlier run, after a reboot too."""
+        self._session.presume()
+        self._tell()
+
     def set_ttl(self, lease_ttl: int, alive_ttl: int) -> None:
         """Other TTLs (seconds), after the settings were read again."""
         self._session.set_ttl(lease_ttl)

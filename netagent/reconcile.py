@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from netagent.kernel.base import Change, Failure, Host, Op
-from netagent.model import KINDS, Key, Object
+from netagent.model import KINDS, Finding, Key, Object, Route
 from netagent.plan.desired import Claim, Delta, Desired
 from netagent.plan.diff import diff, ordered, satisfied
 from netagent.status import describe
@@ -34,6 +34,7 @@ RETRY_FIRST, RETRY_MAX = 0.1, 30.0  # seconds
 FIGHT_WINDOW = 10.0  # seconds in which repairs of one key count as a fight
 FIGHT_AFTER = 5  # repairs in the window
 DRIFTS_KEPT = 20
+FINDINGS_MAX = 50
 
 # What is gone silently when an object of the kind is changed by somebody else.
 DEPENDENTS: dict[str, tuple[str, ...]] = {
@@ -391,6 +392,18 @@ class Reconciler:
         want = self._desired.get(key)
         return want is not None and satisfied(want, self._known.get(key))
 
+    def present(self, key: Key) -> Object | None:
+        """What we believe is in the kernel under the key."""
+        return self._known.get(key)
+
+    def stands(self, owner: str) -> bool:
+        """Whether everything that the owner wants and that no lower rank took over is in the kernel."""
+        return all(self.installed(key) for key in self._desired.keys_of(owner))
+
+    def findings(self) -> list[Finding]:
+        """What cannot be installed, for an operator."""
+        return [_refused(failing) for failing in list(self._failing.values())[:FINDINGS_MAX]]
+
     def failure(self, key: Key) -> Failing | None:
         return self._failing.get(key)
 
@@ -423,7 +436,28 @@ class Reconciler:
         return failed
 
 
+def _refused(failing: Failing) -> Finding:
+    kind, text = failing.object.KIND, describe(failing.object)
+    if failing.foreign:
+        return Finding(
+            code="foreign-in-the-way",
+            subject=f"{kind} {text}",
+            severity="error",
+            message=f"{text} cannot be installed: something that is not netagent's is in the way",
+            evidence=failing.foreign,
+            remedy="remove it, or keep it and choose another network; netagent never overwrites what is not its own",
+        )
+    return Finding(
+        code="object-refused",
+        subject=f"{kind} {text}",
+        severity="error",
+        message=f"{text} cannot be {'installed' if failing.verb == 'put' else 'removed'}: {failing.message}",
+        evidence=f"errno {failing.errno}, {failing.attempts} tries",
+        remedy="it is tried again by itself; `netagent objects` shows what else is missing",
+    )
+
+
 def _stands_on(obj: Object, dev: str) -> bool:
-    if obj.KIND == "route":
+    if isinstance(obj, Route):
         return any(hop.dev == dev for hop in obj.hops) or (obj.nexthop is not None and obj.nexthop[0] == dev)
     return obj.KIND in DEPENDENTS["link"] and getattr(obj, "dev", None) == dev

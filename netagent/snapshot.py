@@ -36,6 +36,13 @@ class SnapshotFile:
             log.warning("snapshot %s: %s", self.path, error)
             return None
 
+    def age(self) -> float:
+        """When it was written, in unix seconds; 0.0 if that cannot be told."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
     def touch(self) -> None:
         """Something changed: write before long."""
         self._changed.set()

@@ -22,6 +22,11 @@ class Notifier:
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self.watchdog_interval = _watchdog(environ)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return self._address is not None
+
     def ready(self, status: str = "") -> None:
         """Start-up, or a reload, is complete."""
         self._send("READY=1", *_status(status))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -65,6 +66,9 @@ class Udp:
     def ports(self, options: UdpOptions) -> tuple[int, ...]:
         return (options.port,)
 
+    def direct(self, options: UdpOptions) -> bool:
+        return False
+
     def mtu(self, context: Context) -> int:
         overhead = OUTER_HEADERS[6 if context.network.v6 else 4]
         return (context.options.mtu or context.node.mtu) - overhead
@@ -104,6 +108,11 @@ class Udp:
         from backends.udp.service import UdpService
 
         return UdpService(port)
+
+    async def dismantle(self, run_dir: Path) -> None:
+        from backends.udp import client, service
+
+        await client.stop(run_dir / service.SOCKET)
 
 
 def entry_of(context: Context, lease: Lease) -> Entry | Finding:

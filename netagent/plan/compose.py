@@ -47,6 +47,19 @@ def announced(lease: Lease) -> str:
     return lease.backend or "udp"
 
 
+def failed(backend: str, lease: Lease, error: Exception) -> Peer:
+    """A peer that the backend could not plan: a mistake of its own, said instead of raised."""
+    finding = Finding(
+        code="peer-plan-failed",
+        subject=lease.key,
+        severity="error",
+        message=f"no path to {lease.label}: the {backend} backend failed on its record",
+        evidence=f"{type(error).__name__}: {error}",
+        remedy="report it with the record: etcdctl get .../subnets/" + lease.key,
+    )
+    return Peer(backend, (), (finding,))
+
+
 class Composer:
     """The plan of a node with one backend, or with two while a change is under way."""
 

@@ -54,6 +54,10 @@ class Desired:
     def owners(self, prefix: str = "") -> list[str]:
         return [owner for owner in self._owners if owner.startswith(prefix)]
 
+    def keys_of(self, owner: str) -> Iterable[Key]:
+        """Keys of all that the owner wants."""
+        return self._owners[owner][1].keys() if owner in self._owners else ()
+
     def claims(self, key: Key) -> list[Claim]:
         """Who wants the key, winner first."""
         if key in self._contested:

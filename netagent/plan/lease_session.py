@@ -121,16 +121,14 @@ class LeaseSession:
         self._values: set[bytes] = set()  # values of it that we wrote, tried to write or took over
         self._granted: set[int] = set()  # etcd leases that are ours
         self._pending: Request | None = None
-        self._doubt = ""  # the key to read before anything else
+        self._doubts: list[str] = []  # keys to read before anything else
         self._avoid: set[str] = set()  # subnets that were refused, though the view does not show why yet
         self._wake = 0.0
         self._due = 0.0  # when to renew
         self._failures = 0
         self._races = 0
-        if remembered.live and (remembered.v4 or remembered.v6):
-            self.state.v4, self.state.v6 = remembered.v4, remembered.v6
-            self.state.key = schema.subnet_key(remembered.v4, remembered.v6)
-            self.state.state, self.state.source = "restored", "state"
+        if remembered.live:
+            self.presume()
 
     def set_ttl(self, ttl: int) -> None:
         """Another TTL: the record moves to a new etcd lease at the next renewal."""
@@ -145,6 +143,14 @@ class LeaseSession:
     @property
     def findings(self) -> tuple[Finding, ...]:
         return tuple(self._findings.values())
+
+    def presume(self) -> None:
+        """Use the subnet of an earlier run until etcd says what is so: it does not answer."""
+        _, v4, v6 = self._remembered[0]
+        if not self.holds and (v4 or v6):
+            self.state.v4, self.state.v6 = v4, v6
+            self.state.key = schema.subnet_key(v4, v6)
+            self.state.state, self.state.source = "restored", "state"
 
     # ------------------------------------------------------------------------------------------- inputs
 
@@ -175,7 +181,7 @@ class LeaseSession:
         lease = None if key in cluster.withheld else cluster.leases.get(key)
         known = self._record
         if known is None or lease is None or (lease.mod_revision, lease.node_id) != (known.mod_revision, self._id):
-            self._doubt = key
+            self._question(key)
             self._wake = min(self._wake, now)
 
     def _review(self) -> None:
@@ -214,8 +220,8 @@ class LeaseSession:
         return self._cluster.confirmed and self._attributes is not None
 
     def _decide(self, attributes: Attributes, now: float) -> Request | None:
-        if self._doubt:
-            return Inspect(self._doubt)
+        if self._doubts:
+            return Inspect(self._doubts.pop(0))  # what is questioned while it is under way is asked again
         if self.state.state in ("none", "claiming"):
             return self._choose(attributes, now)
         if self.state.state == "restored":
@@ -283,6 +289,10 @@ class LeaseSession:
             return None
         return Claim(state.key, self._render(attributes, self._record), self._owner, self.ttl)
 
+    def _question(self, key: str) -> None:
+        if key not in self._doubts:
+            self._doubts.append(key)
+
     def _obstacle(self) -> str:
         """Why our subnet cannot be claimed again, "" if it can."""
         state, cluster = self.state, self._cluster
@@ -347,10 +357,8 @@ class LeaseSession:
             case Renewed(ttl):
                 self._renewed(ttl, now)
             case Gone():
-                self._doubt = self.state.key
+                self._question(self.state.key)
             case Record():
-                if isinstance(request, Inspect):
-                    self._doubt = ""
                 self._read(request, answer, now)
 
     def _failed(self, request: Request, answer: Failed, now: float) -> None:
@@ -363,8 +371,8 @@ class LeaseSession:
         state.problem = answer.error
         if state.state == "held" and state.expires and now > state.expires:
             state.problem = f"the lease may have expired, etcd has not answered for its TTL of {state.ttl} s"
-        if answer.unknown and isinstance(request, Claim | Rewrite | Move):
-            self._doubt = request.key
+        if isinstance(request, Inspect) or (answer.unknown and isinstance(request, Claim | Rewrite | Move)):
+            self._question(request.key)
 
     def _written(self, request: Request, answer: Written, now: float) -> None:
         assert isinstance(request, Claim | Rewrite | Move)
@@ -397,7 +405,7 @@ class LeaseSession:
             if isinstance(request, Claim):
                 self._refuse(key, now)
         elif key != self.state.key:
-            self._doubt = self.state.key  # a move that was not carried out
+            self._question(self.state.key)  # a move that was not carried out
         elif lease is not None or answer.unreadable:
             self._record = None
             self._conflict(self._other(lease))
@@ -416,9 +424,9 @@ class LeaseSession:
         if lease.node_id or lease.node:
             # By its owner it is. But once we have written it, another address in it is another agent with our id.
             return not self._values or self._same_address(lease)
-        # No owner record: flannel's rule. Once we have held it, only a reservation is welcome: a flanneld on this
-        # host would go on writing the record.
-        return self._same_address(lease) and (lease.lease_id == 0 or not self.holds)
+        # No owner record: flannel's rule. Once we have held it, not on another etcd lease: a flanneld on this host
+        # would go on writing the record.
+        return self._same_address(lease) and (not self.holds or lease.lease_id in (0, self.state.lease_id))
 
     def _same_address(self, lease: Lease) -> bool:
         ours = self._attributes
@@ -446,6 +454,7 @@ class LeaseSession:
         state.create_revision, state.mod_revision = lease.create_revision, lease.mod_revision
         self._record = lease
         self._values.add(lease.raw)
+        self._doubts.clear()
         self._races = 0
         self._avoid.clear()
         for code in ("lease-lost", "lease-conflict", "subnets-exhausted"):
