@@ -1,8 +1,8 @@
 """The cluster as this node sees it: listings and events of the store folded into leases, nodes and liveness.
 
 Rules: pure; work per event is O(1). A malformed record is skipped with a finding and stops no other; a re-list is
-compared by every attribute. A lease and its owner record are joined whichever arrives first, and only when they are
-on one etcd lease (else somebody rewrote the subnet key and the record is stale). Liveness is told as liveness: it
+compared by every attribute. A lease and its owner record are joined whichever arrives first, and only when they were
+written together (else somebody rewrote the subnet key, and the record is stale). Liveness is told as liveness: it
 removes nothing. The last good network configuration stays in force whatever is written after it, and when etcd's
 history is lost (wiped, restored) vanished leases are withheld for a while, so that their nodes can claim them again
 while packets flow.
@@ -70,9 +70,10 @@ class Cluster:
         self.withheld: set[str] = set()
         self._config = b""  # the document in force
         self._config_findings: tuple[Finding, ...] = ()
-        self._owners: dict[str, tuple[schema.Owner, int]] = {}  # with the etcd lease that the record is on
+        # With the revision and the etcd lease, which tell what it was written with.
+        self._owners: dict[str, tuple[schema.Owner, int, int]] = {}
         self._malformed: dict[str, Finding] = {}  # by full key
-        self._disputed: set[str] = set()  # keys whose owner record is not on their etcd lease
+        self._disputed: set[str] = set()  # keys rewritten since their owner record was
         self._checks = Checks()
 
     @property
@@ -209,7 +210,7 @@ class Cluster:
         if kv is None:
             return None
         owner = self._owners.get(name)
-        if owner is not None and owner[1] == kv.lease:
+        if owner is not None and owner[1] == kv.mod_revision and owner[2] == kv.lease:
             lease = schema.parse_lease(name, kv, owner[0].node, owner[0].id)
         else:
             lease = schema.parse_lease(name, kv)
@@ -223,8 +224,8 @@ class Cluster:
         lease = self.leases.get(name)
         if lease is None:
             return None
-        owner, etcd_lease = self._owners.get(name, (None, 0))
-        if owner is None or etcd_lease != lease.lease_id:
+        owner, revision, etcd_lease = self._owners.get(name, (None, 0, 0))
+        if owner is None or (revision, etcd_lease) != (lease.mod_revision, lease.lease_id):
             return msgspec.structs.replace(lease, node="", node_id="")
         return msgspec.structs.replace(lease, node=owner.node, node_id=owner.id)
 
@@ -251,10 +252,10 @@ class Cluster:
         return True
 
     def _dispute(self, touched: Iterable[str]) -> None:
-        """Mark subnet keys that were written on another etcd lease than their owner record."""
+        """Mark subnet keys that were not written together with their owner record."""
         for name in touched:
             lease, owner = self.leases.get(name), self._owners.get(name)
-            if lease is not None and owner is not None and lease.lease_id != owner[1]:
+            if lease is not None and owner is not None and (lease.mod_revision, lease.lease_id) != owner[1:]:
                 self._disputed.add(name)
             else:
                 self._disputed.discard(name)
@@ -266,7 +267,7 @@ class Cluster:
         if kv is None or not isinstance(owner, schema.Owner):
             self._owners.pop(name, None)
         else:
-            self._owners[name] = (owner, kv.lease)
+            self._owners[name] = (owner, kv.mod_revision, kv.lease)
 
     def _set_alive(self, name: str, kv: KeyValue | None, findings: list[Finding]) -> None:
         owner = None if kv is None else schema.parse_alive(kv)
@@ -374,7 +375,7 @@ class Cluster:
         changed: dict[str, Lease] = {}
         for name, raw, lease_id, create, mod, node, node_id in snapshot.leases:
             if node:
-                self._owners[name] = (schema.Owner(node, node_id), lease_id)
+                self._owners[name] = (schema.Owner(node, node_id), mod, lease_id)
             kv = KeyValue(self.keys.subnet(name), raw, create, mod, 0, lease_id)
             lease = self._read(name, kv, findings)
             if lease is not None and self._put(lease):

@@ -302,7 +302,8 @@ def unknown_fields(value: bytes) -> dict[str, msgspec.Raw]:
 
 
 class Owner(msgspec.Struct, frozen=True, gc=False):
-    """Who holds a subnet. It counts only for a subnet key on the same etcd lease: else somebody else rewrote that.
+    """Who holds a subnet. It counts only if the subnet key was written by the same transaction and on the same etcd
+    lease: else somebody has rewritten that since.
 
     `id` is "" in a reservation by name, until the node claims it.
     """
@@ -357,8 +358,8 @@ def _unreadable(kv: KeyValue, code: str, what: str, reason: str) -> Finding:
 
 
 def joined_lease(name: str, kv: KeyValue, owner: KeyValue | None) -> Lease | Finding:
-    """The lease with its owner, who counts only if the record is on the same etcd lease."""
-    if owner is not None and owner.lease == kv.lease:
+    """The lease with its owner, who counts only if both were written in one transaction."""
+    if owner is not None and (owner.mod_revision, owner.lease) == (kv.mod_revision, kv.lease):
         parsed = parse_owner(owner)
         if isinstance(parsed, Owner):
             return parse_lease(name, kv, parsed.node, parsed.id)
