@@ -40,7 +40,7 @@ def run(load: Callable[[], Settings]) -> int:
     """Run the agent until a signal ends it; the exit code. `load` reads the settings, now and on SIGHUP."""
     settings = load()
     logs.setup(settings.log_level, json=settings.log_format == "json")
-    with _alone(settings.state_dir):
+    with alone(settings.state_dir):
         asyncio.run(_serve(settings, load))
     return 0
 
@@ -51,7 +51,7 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
     log.info("netagent %s on node %s", __version__, identity.name)
     store = open_store(settings)
     try:
-        host = _host(settings)
+        host = open_host(settings)
         try:
             await _supervise(Agent(settings, identity, store, host, Registry(), load), Notifier())
         finally:
@@ -62,7 +62,7 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
                 await store.close()
 
 
-def _host(settings: Settings) -> LinuxHost:
+def open_host(settings: Settings) -> LinuxHost:
     """The kernel of this network namespace, with what the settings say of it."""
     firewall = Firewall(settings.firewall_table, state=settings.state_dir / "nft.json")
     from netagent.kernel._tempsettings import Temp
@@ -154,7 +154,7 @@ async def _tell(agent: Agent, notifier: Notifier) -> None:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Hold the lock of the state directory. ConfigError if another agent does."""
     path = directory / "lock"
     try:

@@ -9,7 +9,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
@@ -96,9 +96,9 @@ class Arrivals:
         except BlockingIOError:
             pass
 
-    def wait(self, kinds: Sequence[int], count: int, timeout: float) -> float:
-        """time.monotonic() when the last of `count` messages of each of these kinds came in. TimeoutError."""
-        left = {kind: count for kind in kinds}
+    def wait(self, counts: Mapping[int, int], timeout: float) -> float:
+        """time.monotonic() when the last of so many messages of these types came in. TimeoutError."""
+        left = dict(counts)
         deadline = time.monotonic() + timeout
         self._socket.setblocking(True)
         while any(number > 0 for number in left.values()):

@@ -1,0 +1,83 @@
+"""`netagent cleanup`: remove from this host all that netagent put there, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netagent import config
+from netagent.errors import NetagentError, UsageError
+
+if TYPE_CHECKING:
+    from netagent.config import Settings
+
+DESCRIPTION = (
+    "Removes devices, addresses, routes, nexthops, neighbours, forwarding entries and the nft table of netagent, ends "
+    "what outlives the agent, and puts changed settings of the host back to their old values. The agent must be "
+    "stopped first. The node's id and subnet stay in the state directory, so that it gets the same subnet again; "
+    "--purge removes them too. The lease in etcd stays until it ends: `netagent lease release --node NAME` frees it."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    config.add_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
+    parser.add_argument("--purge", action="store_true", help="remove the state directory's content too")
+    parser.add_argument("--yes", action="store_true", help="do not ask (needed where there is no terminal)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import asyncio
+
+    settings = config.load(args)
+    if not (args.yes or args.dry_run):
+        _ask(settings.node_name)
+    return asyncio.run(_clean(settings, dry_run=args.dry_run, purge=args.purge))
+
+
+def _ask(node: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("this ends the network of every container here", remedy="Give --yes if that is meant")
+    if input(f"Containers on {node} lose their network. Remove everything of netagent's? [y/N] ").lower() != "y":
+        raise NetagentError("nothing was removed")
+
+
+async def _clean(settings: Settings, *, dry_run: bool, purge: bool) -> int:
+    """Everything of ours, in an order in which nothing waits for what comes later; exit code 1 if something stayed."""
+    from netagent import app
+    from netagent.model import KINDS
+    from netagent.reconcile import Reconciler
+    from netagent.registry import Registry
+    from netagent.status import describe
+
+    with app.alone(settings.state_dir):
+        host = app.open_host(settings)
+        try:
+            if dry_run:
+                for obj in host.dump(KINDS):
+                    print(f"would remove {obj.KIND} {describe(obj)}")
+                return 0
+            for backend in Registry().values():
+                await backend.dismantle(settings.run_dir)
+            there = host.dump(KINDS)
+            failures = await Reconciler(host).withdraw_all()
+        finally:
+            host.close()
+        for failure in failures:
+            print(f"cannot remove {describe(failure.op.object)}: {failure.message}", file=sys.stderr)
+        print(f"removed {len(there) - len(failures)} kernel objects")
+        for path in _files(settings, purge=purge):
+            path.unlink(missing_ok=True)
+            print(f"removed {path}")
+    return 1 if failures else 0
+
+
+def _files(settings: Settings, *, purge: bool) -> list[Path]:
+    """Files of ours that exist: those of the run directory, and with `purge` those of the state directory."""
+    from netagent.api import SOCKET_NAME
+
+    run = [settings.subnet_file, settings.run_dir / SOCKET_NAME, *settings.run_dir.glob("*.sock")]
+    state = [path for path in settings.state_dir.glob("*") if path.name != "lock"] if purge else []
+    return sorted({path for path in (*run, *state) if path.exists()})
