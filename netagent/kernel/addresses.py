@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterable, Sequence
 
 from netagent.kernel.base import Failure, Op
@@ -79,7 +80,7 @@ class Addresses:
             return self._put(op, obj, ifindex)
         except KeyError:
             return Failure(op, errno.EINVAL, f"there is no scope {obj.scope!r}")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, struct.error) as error:
             return Failure(op, errno.EINVAL, f"not to be encoded: {error}")
 
     def _put(self, op: Op, obj: Address, ifindex: int) -> Failure | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
@@ -79,7 +80,7 @@ class Bulk:
                 encoded = self._encode(op, ours)
             except KernelError as error:
                 failures.append(Failure(op, error.errno or errno.EIO, error.message))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, struct.error) as error:
                 failures.append(Failure(op, errno.EINVAL, f"not to be encoded: {error}"))
             else:
                 requests += encoded

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 from pathlib import Path
 
 from netagent.errors import KernelError
@@ -129,11 +130,8 @@ class Links:
             present = self._links.get(self.index.get(link.name, 0))
             if present is not None and link.name not in self.own:
                 return Failure(op, errno.EEXIST, "a device of another owner has this name", _describe(present))
-            if present is not None and self._must_be_made_anew(present, link):
-                self._send(wire.delete(present.ifindex))
-                present = None
-            if present is None:
-                self._create(link)
+            if present is None or self._must_be_made_anew(present, link):
+                self._create(link, present)
             else:
                 self._change(present, link)
             self.refresh()
@@ -141,8 +139,8 @@ class Links:
             return Failure(op, error.errno, error.message, self._in_the_way(link, error.errno))
         except OSError as error:
             return Failure(op, error.errno or errno.EIO, f"{error.filename or tun.DEVICE}: {error.strerror}")
-        except ValueError as error:
-            return Failure(op, errno.EINVAL, str(error))
+        except (ValueError, struct.error) as error:
+            return Failure(op, errno.EINVAL, f"not to be encoded: {error}")
         return self._check(op, link)
 
     def delete(self, op: Op) -> Failure | None:
@@ -163,26 +161,25 @@ class Links:
     def _must_be_made_anew(self, present: wire.LinkMessage, link: Link) -> bool:
         return present.kind != link.kind or present.tap or self._vxlan(present) != link.vxlan
 
-    def _create(self, link: Link) -> None:
+    def _create(self, link: Link, present: wire.LinkMessage | None) -> None:
+        """Make the device, in place of `present` if there is one."""
         if link.kind not in KINDS:
             raise KernelError(f"no device of kind {link.kind!r} is made here", errno=errno.EOPNOTSUPP)
+        before = () if present is None else (wire.delete(present.ifindex),)
+        marks = wire.change(link.name, alias=ALIAS, mtu=link.mtu)
         if link.kind == "tun":
-            tun.create(link.name, link.tun_vnet_hdr, lambda: self._mark(link))
+            self._send(*before)
+            tun.create(link.name, link.tun_vnet_hdr, lambda: self._send(marks))
         else:
             parent = 0
             if link.vxlan is not None and link.vxlan.dev is not None:
                 if link.vxlan.dev not in self.index:
                     raise KernelError(f"there is no device {link.vxlan.dev}", errno=errno.ENODEV)
                 parent = self.index[link.vxlan.dev]
-            self._send(
-                wire.create(link.kind, link.name, link.mtu, link.mac, link.vxlan, parent),
-                wire.change(link.name, alias=ALIAS),
-            )
+            made = wire.create(link.kind, link.name, link.mtu, link.mac, link.vxlan, parent)
+            self._send(*before, made, marks)
         self._settle(link.name)
         self._send(wire.change(link.name, up=True))
-
-    def _mark(self, link: Link) -> None:
-        self._send(wire.change(link.name, alias=ALIAS, mtu=link.mtu))
 
     def _settle(self, name: str) -> None:
         """Nothing that others announce, and no address of the kernel's own making, has a place on our devices."""

@@ -280,7 +280,8 @@ async def listening(world: World) -> AsyncIterator[list[Change]]:
         yield heard
     finally:
         task.cancel()
-        await asyncio.wait([task])
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 def concerns(heard: list[Change], obj: Object) -> bool:
