@@ -12,27 +12,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from netagent import __version__, config, subnet_env, views
 from netagent.config import Settings
-from netagent.contract import RANK_BASE, RANK_PEER, Backend, Context
 from netagent.errors import ConfigError
 from netagent.identity import Identity
 from netagent.kernel.base import Host
 from netagent.kernel.interface import Choice, choose
 from netagent.leasing import Leasing
-from netagent.model import Finding, Lease, Link, Network, Node, NodeRecord, Sysctl
-from netagent.plan import compose, hostplan
+from netagent.model import Finding, Lease, Network, Node, NodeRecord, Sysctl
+from netagent.plan import hostplan
 from netagent.plan.cluster import WITHHOLD, Cluster, ClusterChange
-from netagent.plan.compose import Composer, Standing
+from netagent.plan.compose import Composer
 from netagent.plan.lease_session import Attributes
+from netagent.planning import HostOptions, Planning
 from netagent.reconcile import Reconciler
 from netagent.registry import Registry
-from netagent.services import Port, Runner
+from netagent.services import Port
 from netagent.snapshot import SnapshotFile
 from netagent.status import ObjectView, Peer, Status, Step
 from netagent.store.base import Store
@@ -42,8 +41,6 @@ log = logging.getLogger(__name__)
 
 # How long the first listing may take before an earlier run's snapshot is used (seconds).
 SNAPSHOT_AFTER = 1.0
-# A backend that no peer announces any more may still be used by a peer that has not read our record yet.
-RETIRE_AFTER = 5.0
 # Between two looks at what on this host hinders traffic (foreign firewalls say nothing when they change, in part).
 INSPECT_EVERY = 60.0
 
@@ -62,20 +59,6 @@ RELOADABLE = frozenset(
         "log_level",
     }
 )
-
-
-class PeerState(msgspec.Struct):
-    """What the agent remembers of a remote lease: how it is reached, and the state last seen with its time."""
-
-    plan: compose.Peer
-    since: float = 0.0
-    word: str = ""
-
-    def observe(self, word: str) -> float:
-        """Since when the peer has been in this state (unix seconds)."""
-        if word != self.word:
-            self.word, self.since = word, time.time()
-        return self.since
 
 
 class Agent:
@@ -108,20 +91,13 @@ class Agent:
         self.choice: Choice | None = None
         self.network: Network | None = None  # in force: the last good one whose backend could be used
         self.network_error = ""
-        self.composer: Composer | None = None
-        self.peer_states: dict[str, PeerState] = {}
-        self.runners: dict[str, Runner] = {}
+        self.planning = Planning(self.reconciler, self._port, self._replan)
         self.source = "none"  # of the records in force: "etcd", "snapshot"
         self.snapshot_time = 0.0  # unix seconds of the snapshot in force
-        self._backend: Backend | None = None
-        self._options: object = None
-        self._previous: Standing | None = None
-        self._retirement: asyncio.TimerHandle | None = None
         self._shared: Mapping[str, str] = {}
         self._subnets: tuple[str | None, str | None, str] = (None, None, "")
         self._findings: dict[str, tuple[Finding, ...]] = {}
         self._base_ready = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------------------------------------- tasks
 
@@ -140,8 +116,7 @@ class Agent:
                 ):
                     tasks.create_task(work, name=name)
         finally:
-            for runner in self.runners.values():
-                await runner.leave()
+            await self.planning.leave()
 
     async def _follow(self) -> None:
         """Fold what etcd says into the cluster's view; while it says nothing, use an earlier run's snapshot."""
@@ -181,9 +156,7 @@ class Agent:
     async def _start(self) -> None:
         """When subnet and base stand and the known peers were tried once: tell the world, and tidy up."""
         await self._base_ready.wait()
-        await self.reconciler.settled()
-        for runner in self.runners.values():
-            await runner.settled()
+        await self.planning.settled()
         self.first_pass.set()
         self._write_env()
         self.reconciler.release_stale()
@@ -192,9 +165,10 @@ class Agent:
         """Look for what on this host hinders the network's traffic, now and then and when facts change."""
         await self.first_pass.wait()
         while True:
-            if self.composer is not None and self.network is not None:
+            composer = self.planning.composer
+            if composer is not None and self.network is not None:
                 prefixes = [p for p in (self.network.v4, self.network.v6) if p is not None]
-                self._findings["host"] = tuple(self.host.findings(prefixes, self.composer.ports))
+                self._findings["host"] = tuple(self.host.findings(prefixes, composer.ports))
             await asyncio.sleep(INSPECT_EVERY)
 
     # ------------------------------------------------------------------------------------------- records
@@ -209,11 +183,10 @@ class Agent:
         self.leasing.observe(change)
         if change.whole:
             self._replan()
-        elif self.composer is not None and (change.leases_changed or change.leases_removed):
+        elif self.planning.composer is not None and (change.leases_changed or change.leases_removed):
             self._plan_peers(change.leases_changed.values(), change.leases_removed)
         if change.nodes_changed:
-            for runner in self.runners.values():
-                runner.nodes(self.cluster.nodes)
+            self.planning.nodes(self.cluster.nodes)
 
     def _store_changed(self, state: FollowState) -> None:
         """The connection to etcd was lost or found again."""
@@ -241,28 +214,19 @@ class Agent:
         self.network_error = ""
         self._findings["backend"] = options.findings
         self.network = network
-        self._put_in_force(backend, options.value)
+        self.planning.use(backend, options.value)
+        prefixes = " and ".join(p for p in (network.v4, network.v6) if p)
+        log.info("the network is %s over %s", prefixes, backend.name)
+        self._replan()
 
     # ------------------------------------------------------------------------------------------- planning
 
-    def _put_in_force(self, backend: Backend, options: object) -> None:
-        """Plan with this backend and these options from now on; the present one stands beside it for a while."""
-        self._backend, self._options = backend, options
-        if self.composer is not None:
-            active = self.composer.active
-            if (active.backend, active.context.options) != (backend, options):
-                self._previous = active
-        assert self.network is not None
-        prefixes = " and ".join(p for p in (self.network.v4, self.network.v6) if p)
-        log.info("the network %s over %s is in force", prefixes, backend.name)
-        self._replan()
-
     def _replan(self) -> None:
-        """Everything anew: network, context or facts changed, or the records were compared as a whole."""
-        if self.network is None or self._backend is None or not self._choose_interface():
+        """Everything anew: network, facts, settings or our subnet changed, or all records were compared."""
+        if self.network is None or not self._choose_interface():
             return
         assert self.choice is not None
-        state = self.leasing.state
+        state, settings = self.leasing.state, self.settings
         node = Node(
             name=self.identity.name,
             id=self.identity.id,
@@ -275,21 +239,36 @@ class Agent:
             v4=state.v4,
             v6=state.v6,
         )
-        context = Context(network=self.network, options=self._options, node=node, facts=self.facts)
-        previous = self._previous
-        if previous is not None:
-            # The previous backend follows the node's changes too, with its own options.
-            kept = msgspec.structs.replace(context, options=previous.context.options)
-            previous = Standing(previous.backend, kept)
-        self.composer = Composer(Standing(self._backend, context), previous)
-        self._publish(context)
-        self._plan_base()
-        self._run_services()
-        self._plan_peers(self.cluster.leases.values(), self.peer_states.keys() - self.cluster.leases.keys())
+        host = HostOptions(
+            ip_masq=settings.ip_masq, firewall_integrate=settings.firewall_integrate, table=settings.firewall_table
+        )
+        sysctls = self._present_sysctls(hostplan.observed(self.network, self.facts))
+        composer = self.planning.plan(self.network, node, self.facts, host, self.cluster.nodes, sysctls)
+        self._publish(composer)
+        leases = self.cluster.leases
+        self._plan_peers(leases.values(), self.planning.states.keys() - leases.keys())
         if self.leasing.holds:
             self._base_ready.set()
         if self.first_pass.is_set():
             self._write_env()
+
+    def _plan_peers(self, leases: Iterable[Lease], gone: Iterable[str]) -> None:
+        """Remote leases inside the network; the others are forgotten if they were known."""
+        own, outside = self.leasing.state.key, self.cluster.outside
+        remote, dropped = [], list(gone)
+        for lease in leases:
+            if lease.key == own or lease.key in outside:
+                dropped.append(lease.key)
+            else:
+                remote.append(lease)
+        self.planning.peers(remote, dropped)
+
+    def _present_sysctls(self, names: Iterable[str]) -> dict[str, str]:
+        found = self.host.dump(("sysctl",), [Sysctl(name, "") for name in names])
+        return {obj.name: obj.value for obj in found if isinstance(obj, Sysctl)}
+
+    def _port(self, name: str) -> Port:
+        return Port(name, self.reconciler, self.settings.run_dir, self.settings.state_dir, self._share)
 
     def _choose_interface(self) -> bool:
         """Whether there is an interface to reach the peers by; if not, why not becomes a finding."""
@@ -314,22 +293,21 @@ class Agent:
         self.choice = choice
         return True
 
-    def _publish(self, context: Context) -> None:
-        """What our own lease says of us."""
-        assert self._backend is not None
-        node, data = context.node, self._backend.lease(context)
+    def _publish(self, composer: Composer) -> None:
+        """What our own lease and our node record say of us."""
+        backend, context = composer.active
+        node, data = context.node, backend.lease(context)
         self.leasing.publish(Attributes(node.public_ip, node.public_ip6, data.type, data.data, data.data6))
         self._describe()
 
     def _describe(self) -> None:
-        """The node's own record, which the others' services read."""
-        assert self.composer is not None
-        node = self.composer.active.context.node
+        choice = self.choice
+        assert choice is not None
         record = NodeRecord(
-            name=node.name,
-            id=node.id,
+            name=self.identity.name,
+            id=self.identity.id,
             version=__version__,
-            addresses=tuple(a for a in (node.public_ip, node.public_ip6) if a is not None),
+            addresses=tuple(a for a in (choice.public_ip, choice.public_ip6) if a is not None),
             capabilities=tuple(sorted(self.registry)),
             attributes=self._shared,
         )
@@ -339,122 +317,6 @@ class Agent:
         """What a service publishes of this node."""
         self._shared = {**self._shared, **attributes}
         self._describe()
-
-    def _plan_base(self) -> None:
-        composer, network = self.composer, self.network
-        assert composer is not None
-        assert network is not None
-        bases = composer.base()
-        links = [obj for base in bases for obj in base.plan.objects if isinstance(obj, Link)]
-        wanted = {base.owner for base in bases}
-        for base in bases:
-            self.reconciler.put(base.owner, base.plan.objects, base.rank)
-        for owner in self.reconciler.owners("base/"):
-            if owner not in wanted:
-                self.reconciler.drop(owner)
-        settings = self.settings
-        host = hostplan.host_base(
-            network,
-            composer.active.context.node,
-            self.facts,
-            ip_masq=settings.ip_masq,
-            ports=composer.ports,
-            links=links,
-            direct=any(s.backend.direct(s.context.options) for s in composer.standing),
-            firewall_integrate=settings.firewall_integrate,
-            sysctls=self._present_sysctls(hostplan.observed(network, self.facts)),
-            table=settings.firewall_table,
-        )
-        self.reconciler.put("host", host.objects, RANK_BASE)
-        self._findings["base"] = (*host.findings, *(f for base in bases for f in base.plan.findings))
-
-    def _present_sysctls(self, names: Iterable[str]) -> dict[str, str]:
-        found = self.host.dump(("sysctl",), [Sysctl(name, "") for name in names])
-        return {obj.name: obj.value for obj in found if isinstance(obj, Sysctl)}
-
-    def _plan_peers(self, leases: Iterable[Lease], gone: Iterable[str]) -> None:
-        """Plan these remote leases, and forget those that went."""
-        composer = self.composer
-        if composer is None:
-            return
-        own, outside, names = self.leasing.state.key, self.cluster.outside, self._standing_names()
-        guarded = bool(composer.ports)
-        changed: dict[str, dict[str, Lease]] = {name: {} for name in names}
-        removed: dict[str, list[str]] = {name: [] for name in names}
-        for lease in leases:
-            key = lease.key
-            if key == own or key in outside:
-                if key in self.peer_states:
-                    self._forget(key, removed)
-                continue
-            try:
-                peer = composer.peer(lease)
-            except Exception as error:  # a backend's mistake about one peer must not stop the others
-                log.exception("planning %s failed", key)
-                peer = compose.failed(composer.active.backend.name, lease, error)
-            state = self.peer_states.get(key)
-            if peer.keep and state is not None and state.plan.objects and state.plan.backend in names:
-                state.plan = state.plan._replace(findings=peer.findings)
-                continue
-            if state is None:
-                self.peer_states[key] = PeerState(peer)
-            else:
-                if state.plan.backend != peer.backend and state.plan.backend in removed:
-                    removed[state.plan.backend].append(key)
-                state.plan = peer
-            objects = (*peer.objects, *hostplan.peer_elements(lease)) if guarded and peer.objects else peer.objects
-            self.reconciler.put(f"peer/{key}", objects, RANK_PEER)
-            changed[peer.backend][key] = lease
-        for key in gone:
-            self._forget(key, removed)
-        for name, runner in self.runners.items():
-            if changed[name] or removed[name]:
-                runner.peers(changed[name], removed[name])
-        if self._previous is not None and self._retirement is None:
-            self._consider_retirement()
-
-    def _forget(self, key: str, removed: dict[str, list[str]]) -> None:
-        state = self.peer_states.pop(key, None)
-        if state is None:
-            return
-        self.reconciler.drop(f"peer/{key}")
-        if state.plan.backend in removed:
-            removed[state.plan.backend].append(key)
-
-    # ------------------------------------------------------------------------------------------- two backends
-
-    def _standing_names(self) -> set[str]:
-        assert self.composer is not None
-        return {standing.backend.name for standing in self.composer.standing}
-
-    def _run_services(self) -> None:
-        """A runner for each standing backend; those of backends that stand no more end."""
-        assert self.composer is not None
-        # The active backend's context wins where both are of one backend (another VNI or port).
-        standing = {s.backend.name: s for s in reversed(self.composer.standing)}
-        for name, (backend, context) in standing.items():
-            if name in self.runners:
-                self.runners[name].configure(context)
-            else:
-                port = Port(name, self.reconciler, self.settings.run_dir, self.settings.state_dir, self._share)
-                self.runners[name] = runner = Runner(backend, port)
-                runner.start(context, {}, self.cluster.nodes)
-        for name in self.runners.keys() - standing.keys():
-            self._background(self.runners.pop(name).end(), f"end {name}")
-
-    def _consider_retirement(self) -> None:
-        """When no peer is reached by the previous backend any more, it goes, a while later."""
-        if any(state.plan.previous for state in self.peer_states.values()):
-            return
-        self._retirement = asyncio.get_running_loop().call_later(RETIRE_AFTER, self._retire)
-
-    def _retire(self) -> None:
-        self._retirement = None
-        if self._previous is None or any(state.plan.previous for state in self.peer_states.values()):
-            return
-        log.info("no peer uses %s any more: its devices go", self._previous.backend.name)
-        self._previous = None
-        self._replan()
 
     # ------------------------------------------------------------------------------------------- outcome
 
@@ -467,7 +329,7 @@ class Agent:
 
     def _write_env(self) -> None:
         """subnet.env for container engines, once the subnet may be used."""
-        composer, state = self.composer, self.leasing.state
+        composer, state = self.planning.composer, self.leasing.state
         if composer is None or self.network is None or not self.leasing.holds:
             return
         mtu = composer.active.backend.mtu(composer.active.context)
@@ -486,12 +348,6 @@ class Agent:
                     remedy="make its directory writable for the agent, or choose another with --subnet-file",
                 ),
             )
-
-    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """A task that nobody waits for; it is kept until it ends."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------------------------------------- views (AgentView)
 
@@ -513,16 +369,18 @@ class Agent:
             yield from found
         yield from self.leasing.findings
         yield from self.reconciler.findings()
-        for runner in self.runners.values():
+        yield from self.planning.findings
+        for runner in self.planning.runners.values():
             yield from runner.port.findings
-        for state in self.peer_states.values():
+        for state in self.planning.states.values():
             yield from state.plan.findings
 
     def base_stands(self) -> bool:
         """Whether every object of the host and of the active backend's base is in the kernel."""
-        if self.composer is None:
+        composer = self.planning.composer
+        if composer is None:
             return False
-        return self.reconciler.stands("host") and self.reconciler.stands(f"base/{self.composer.active.backend.name}")
+        return self.reconciler.stands("host") and self.reconciler.stands(f"base/{composer.active.backend.name}")
 
     async def resync(self) -> None:
         """Dump the kernel and list the cluster's records again."""

@@ -72,6 +72,11 @@ class Runner:
         self._task: asyncio.Task[None] | None = None
         self._error = ""
 
+    @property
+    def serves(self) -> bool:
+        """Whether the backend has a service at all."""
+        return self._service is not None
+
     def start(self, context: Context, peers: Mapping[str, Lease], nodes: Mapping[str, NodeRecord]) -> None:
         """Make the service, if the backend has one, tell it what there is, and run it as a task."""
         service = self.backend.service(context, self.port)

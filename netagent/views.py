@@ -78,7 +78,7 @@ def status(agent: Agent) -> Status:
 
 def peers(agent: Agent) -> Iterator[Peer]:
     """Each remote lease, with the path to it and what is known of its life."""
-    for key, state in agent.peer_states.items():
+    for key, state in agent.planning.states.items():
         lease = agent.cluster.leases.get(key)
         if lease is None:
             continue
@@ -207,10 +207,11 @@ def _interface(agent: Agent) -> InterfaceStatus:
 
 
 def _backend(agent: Agent) -> BackendStatus:
-    if agent.composer is None or agent.network is None:
+    composer = agent.planning.composer
+    if composer is None or agent.network is None:
         return BackendStatus()
-    backend, context = agent.composer.active
-    runner = agent.runners.get(backend.name)
+    backend, context = composer.active
+    runner = agent.planning.runners.get(backend.name)
     return BackendStatus(
         type=backend.name,
         options=agent.network.backend.options,

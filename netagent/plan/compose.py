@@ -63,13 +63,16 @@ def failed(backend: str, lease: Lease, error: Exception) -> Peer:
 class Composer:
     """The plan of a node with one backend, or with two while a change is under way."""
 
-    def __init__(self, active: Standing, previous: Standing | None = None) -> None:
+    def __init__(self, active: Standing, previous: Standing | None = None, coming: Standing | None = None) -> None:
         self.active = active
         self.previous = previous
+        self.coming = coming
+        self.guarded = bool(self.ports)
 
     @property
     def standing(self) -> tuple[Standing, ...]:
-        return (self.active,) if self.previous is None else (self.active, self.previous)
+        """The active backend first. A coming one has its base and its service, but plans no peer yet."""
+        return tuple(s for s in (self.active, self.coming, self.previous) if s is not None)
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -78,20 +81,23 @@ class Composer:
         return tuple(sorted(ports))
 
     def base(self) -> tuple[Base, ...]:
+        """The base plans. Where two want one key the active backend wins, then the coming one."""
+        roles = (("", self.active), ("/coming", self.coming), ("/previous", self.previous))
         return tuple(
-            Base(f"base/{s.backend.name}{'/previous' * number}", s.backend.base(s.context), RANK_BASE + number)
-            for number, s in enumerate(self.standing)
+            Base(f"base/{s.backend.name}{role}", s.backend.base(s.context), RANK_BASE + rank)
+            for rank, (role, s) in enumerate(roles)
+            if s is not None
         )
 
     def peer(self, lease: Lease) -> Peer:
         """Plan one remote lease."""
         kind = announced(lease)
         first: Plan | None = None
-        for number, standing in enumerate(self.standing):
-            if standing.backend.name == kind:
+        for standing in (self.active, self.previous):
+            if standing is not None and standing.backend.name == kind:
                 plan = standing.backend.peer(standing.context, lease)
                 if plan.objects:
-                    return Peer(kind, plan.objects, plan.findings, previous=number == 1)
+                    return Peer(kind, plan.objects, plan.findings, previous=standing is self.previous)
                 first = first or plan
         if first is not None:
             return Peer(kind, (), first.findings)

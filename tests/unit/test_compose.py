@@ -42,7 +42,7 @@ def test_a_change_of_vni_reaches_each_peer_on_the_one_it_is_on() -> None:
 
 def test_both_bases_and_all_ports_stand_and_the_active_one_wins() -> None:
     both = Composer(standing(HOSTGW), standing(VXLAN))
-    assert [(b.owner, b.rank) for b in both.base()] == [("base/host-gw", 0), ("base/vxlan/previous", 1)]
+    assert [(b.owner, b.rank) for b in both.base()] == [("base/host-gw", 0), ("base/vxlan/previous", 2)]
     assert both.ports == (8472,)
     assert Composer(standing(HOSTGW)).ports == ()
 
@@ -50,3 +50,10 @@ def test_both_bases_and_all_ports_stand_and_the_active_one_wins() -> None:
 def test_absent_backend_type_is_udp() -> None:
     bare = msgspec.structs.replace(lease(VXLAN), backend="", data=b"")
     assert Composer(standing(VXLAN)).peer(bare).keep
+
+
+def test_a_coming_backend_has_its_base_but_no_peers() -> None:
+    coming = Composer(standing(VXLAN), coming=standing(HOSTGW))
+    assert [b.owner for b in coming.base()] == ["base/vxlan", "base/host-gw/coming"]
+    assert coming.peer(lease(HOSTGW)).keep
+    assert coming.peer(lease(VXLAN)).backend == "vxlan"

@@ -1,0 +1,274 @@
+"""From backends and leases to the reconciler: which backends stand, what each peer gets, which services run.
+
+Rules: a new backend (or new options of the same) first comes: its base objects and its service are made beside the
+active one; when they stand it is promoted, and only then do peers move and does our lease announce it. The one that
+was active stays as the previous while some peer is reached by it, and some seconds more. A peer that moves to a
+backend with a service is told to the service first, and its route follows when the service has it. So a change of
+backend drops no packet, in whatever order the nodes follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from netagent.contract import RANK_BASE, RANK_PEER, Backend, Context
+from netagent.model import Facts, Finding, Lease, Link, Network, Node, NodeRecord, Object
+from netagent.plan import compose, hostplan
+from netagent.plan.compose import Composer, Standing
+from netagent.reconcile import Reconciler
+from netagent.services import Port, Runner
+
+log = logging.getLogger(__name__)
+
+# A backend that no peer announces any more may still be used by a peer that has not read our record yet.
+RETIRE_AFTER = 5.0
+# So long may the base and the service of a coming backend take before it is promoted as it is (seconds).
+COMING_DEADLINE = 5.0
+
+
+class PeerState(msgspec.Struct):
+    """What is remembered of a remote lease: how it is reached, and the state last seen with its time."""
+
+    plan: compose.Peer
+    since: float = 0.0
+    word: str = ""
+
+    def observe(self, word: str) -> float:
+        """Since when the peer has been in this state (unix seconds)."""
+        if word != self.word:
+            self.word, self.since = word, time.time()
+        return self.since
+
+
+class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host's own plan depends on besides network, node and facts (see hostplan.host_base)."""
+
+    ip_masq: bool
+    firewall_integrate: bool
+    table: str
+
+
+class Planning:
+    """Feed it with `use` (which backend), `plan` (everything anew) and `peers` (some leases)."""
+
+    def __init__(self, reconciler: Reconciler, port: Callable[[str], Port], promoted: Callable[[], None]) -> None:
+        self.composer: Composer | None = None
+        self.states: dict[str, PeerState] = {}  # by lease key
+        self.runners: dict[str, Runner] = {}  # by backend name
+        self.findings: tuple[Finding, ...] = ()
+        self._reconciler = reconciler
+        self._port = port
+        self._promoted = promoted
+        self._use: tuple[Backend, Any] | None = None
+        self._coming: tuple[Backend, Any] | None = None
+        self._previous: tuple[Backend, Any] | None = None
+        self._retirement: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._promotion: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------------------------------- which backend
+
+    def use(self, backend: Backend, options: Any) -> None:
+        """Plan with this backend and these options, as soon as they stand. `plan` must follow."""
+        wanted = (backend, options)
+        if self._use is None:
+            self._use = wanted
+        elif wanted == self._use:
+            self._coming = None
+        elif wanted != self._coming:
+            self._coming = wanted
+            if self._promotion is not None:
+                self._promotion.cancel()
+            self._promotion = self._background(self._promote(wanted), f"promote {backend.name}")
+
+    async def _promote(self, coming: tuple[Backend, Any]) -> None:
+        """Make the coming backend the active one, once its base and its service stand."""
+        await asyncio.sleep(0)  # `plan` comes first
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMING_DEADLINE):
+                await self._reconciler.settled()
+                runner = self.runners.get(coming[0].name)
+                if runner is not None:
+                    await runner.settled()
+        if self._coming == coming:
+            log.info("%s stands and takes over", coming[0].name)
+            self._previous, self._use, self._coming = self._use, coming, None
+            self._promoted()
+
+    def _consider_retirement(self) -> None:
+        """When no peer is reached by the previous backend any more, it goes, a while later."""
+        if self._previous is None or self._retirement is not None or self._previous_used():
+            return
+        self._retirement = asyncio.get_running_loop().call_later(RETIRE_AFTER, self._retire)
+
+    def _previous_used(self) -> bool:
+        return any(state.plan.previous for state in self.states.values())
+
+    def _retire(self) -> None:
+        self._retirement = None
+        if self._previous is None or self._previous_used():
+            return
+        log.info("no peer uses the previous %s any more: it goes", self._previous[0].name)
+        self._previous = None
+        self._promoted()
+
+    # ------------------------------------------------------------------------------------------- everything
+
+    def plan(
+        self,
+        network: Network,
+        node: Node,
+        facts: Facts,
+        host: HostOptions,
+        nodes: Mapping[str, NodeRecord],
+        sysctls: Mapping[str, str],
+    ) -> Composer:
+        """Contexts, base objects and services anew; `peers` with all leases must follow."""
+        assert self._use is not None
+
+        def standing(use: tuple[Backend, Any] | None) -> Standing | None:
+            if use is None:
+                return None
+            return Standing(use[0], Context(network=network, options=use[1], node=node, facts=facts))
+
+        active = standing(self._use)
+        assert active is not None
+        composer = self.composer = Composer(active, standing(self._previous), standing(self._coming))
+        bases = composer.base()
+        for base in bases:
+            self._reconciler.put(base.owner, base.plan.objects, base.rank)
+        for owner in set(self._reconciler.owners("base/")) - {base.owner for base in bases}:
+            self._reconciler.drop(owner)
+        own = hostplan.host_base(
+            network,
+            node,
+            facts,
+            ip_masq=host.ip_masq,
+            ports=composer.ports,
+            links=[obj for base in bases for obj in base.plan.objects if isinstance(obj, Link)],
+            direct=any(s.backend.direct(s.context.options) for s in composer.standing),
+            firewall_integrate=host.firewall_integrate,
+            sysctls=sysctls,
+            table=host.table,
+        )
+        self._reconciler.put("host", own.objects, RANK_BASE)
+        self.findings = (*own.findings, *(finding for base in bases for finding in base.plan.findings))
+        self._run_services(composer, nodes)
+        return composer
+
+    def _run_services(self, composer: Composer, nodes: Mapping[str, NodeRecord]) -> None:
+        """A runner for each standing backend; those of backends that stand no more end."""
+        # The first counts where two are of one backend (another VNI or port).
+        standing = {s.backend.name: s for s in reversed(composer.standing)}
+        for name, (backend, context) in standing.items():
+            if name in self.runners:
+                self.runners[name].configure(context)
+            else:
+                self.runners[name] = runner = Runner(backend, self._port(name))
+                runner.start(context, {}, nodes)
+        for name in self.runners.keys() - standing.keys():
+            self._background(self.runners.pop(name).end(), f"end {name}")
+
+    # ------------------------------------------------------------------------------------------- peers
+
+    def peers(self, leases: Iterable[Lease], gone: Iterable[str]) -> None:
+        """Plan these remote leases, and forget those that went."""
+        composer = self.composer
+        assert composer is not None
+        names = {standing.backend.name for standing in composer.standing}
+        told: dict[str, dict[str, Lease]] = {}
+        followers: dict[str, list[tuple[Lease, compose.Peer]]] = {}
+        for lease in leases:
+            peer = self._planned(composer, lease)
+            state = self.states.get(lease.key)
+            if state is None:
+                self.states[lease.key] = state = PeerState(peer)
+                moved = False
+            else:
+                before = state.plan
+                if peer.keep and before.objects and before.backend in names:
+                    state.plan = before._replace(findings=peer.findings)
+                    continue
+                moved = bool(before.objects) and before.backend != peer.backend
+                state.plan = peer
+            runner = self.runners.get(peer.backend)
+            if runner is not None and runner.serves:
+                told.setdefault(peer.backend, {})[lease.key] = lease
+                if moved:
+                    followers.setdefault(peer.backend, []).append((lease, peer))
+                    continue
+            self._put(lease, peer)
+        self._tell(told, gone)
+        for name, moving in followers.items():
+            self._background(self._follow(self.runners[name], moving), f"peers move to {name}")
+        self._consider_retirement()
+
+    def _planned(self, composer: Composer, lease: Lease) -> compose.Peer:
+        try:
+            return composer.peer(lease)
+        except Exception as error:  # a backend's mistake about one peer must not stop the others
+            log.exception("planning %s failed", lease.key)
+            return compose.failed(composer.active.backend.name, lease, error)
+
+    def _put(self, lease: Lease, peer: compose.Peer) -> None:
+        objects: tuple[Object, ...] = peer.objects
+        if objects and self.composer is not None and self.composer.guarded:
+            objects = (*objects, *hostplan.peer_elements(lease))
+        self._reconciler.put(f"peer/{lease.key}", objects, RANK_PEER)
+
+    def _tell(self, told: Mapping[str, dict[str, Lease]], gone: Iterable[str]) -> None:
+        """Tell services of their peers. A peer that moved elsewhere stays known: it may not have followed yet."""
+        removed = [key for key in gone if self.states.pop(key, None) is not None]
+        for key in removed:
+            self._reconciler.drop(f"peer/{key}")
+        for name, runner in self.runners.items():
+            if removed or name in told:
+                runner.peers(told.get(name, {}), removed)
+
+    async def _follow(self, runner: Runner, moving: list[tuple[Lease, compose.Peer]]) -> None:
+        """The routes of peers that moved, once the service has them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMING_DEADLINE):
+                await runner.settled()
+        for lease, peer in moving:
+            state = self.states.get(lease.key)
+            if state is not None and state.plan is peer:
+                self._put(lease, peer)
+
+    # ------------------------------------------------------------------------------------------- services
+
+    def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:
+        for runner in self.runners.values():
+            runner.nodes(nodes)
+
+    async def settled(self) -> None:
+        """Everything told so far has been tried, in the kernel and in the services."""
+        await self._reconciler.settled()
+        for runner in list(self.runners.values()):
+            await runner.settled()
+
+    async def leave(self) -> None:
+        """The agent goes away; services run on."""
+        for task in self._tasks:
+            task.cancel()
+        for runner in self.runners.values():
+            await runner.leave()
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task that nobody waits for; it is kept until it ends."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: %s", task.get_name(), error, exc_info=error)
