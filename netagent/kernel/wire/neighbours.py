@@ -33,6 +33,8 @@ _DST, _LLADDR, _IFINDEX = 1, 2, 8
 _NDMSG = struct.Struct("=BBHiHBB")  # family, padding, padding, ifindex, state, flags, type
 _PUT4 = struct.Struct("=IHHII BBHiHBB HH4s HH6s2x")
 _PUT6 = struct.Struct("=IHHII BBHiHBB HH16s HH6s2x")
+_PUT_FDB4 = struct.Struct("=IHHII BBHiHBB HH6s2x HH4s")
+_PUT_FDB6 = struct.Struct("=IHHII BBHiHBB HH6s2x HH16s")
 _DELETE4 = struct.Struct("=IHHII BBHiHBB HH4s")
 _DELETE6 = struct.Struct("=IHHII BBHiHBB HH16s")
 _DELETE_FDB = struct.Struct("=IHHII BBHiHBB HH6s2x")
@@ -54,7 +56,7 @@ class NeighbourMessage(NamedTuple):
 def mac_bytes(mac: str) -> bytes:
     """Six bytes of "aa:bb:cc:dd:ee:ff". ValueError for anything else."""
     raw = bytes.fromhex(mac.replace(":", ""))
-    if len(raw) != 6:
+    if len(raw) != 6 or len(mac) != 17:
         raise ValueError(f"{mac!r} is no MAC address")
     return raw
 
@@ -83,13 +85,13 @@ def delete(index: int, ip: str) -> bytes:
 def put_fdb(index: int, mac: str, dst: str) -> bytes:
     """NEWNEIGH of a permanent forwarding entry."""
     if ":" in dst:
-        return _PUT6.pack(
+        return _PUT_FDB6.pack(
             60, NEWNEIGH, _PUT, 0, 0, AF_BRIDGE, 0, 0, index, NOARP | PERMANENT, SELF, 0,
-            20, _DST, inet_pton(AF_INET6, dst), 10, _LLADDR, mac_bytes(mac),
+            10, _LLADDR, mac_bytes(mac), 20, _DST, inet_pton(AF_INET6, dst),
         )  # fmt: skip
-    return _PUT4.pack(
+    return _PUT_FDB4.pack(
         48, NEWNEIGH, _PUT, 0, 0, AF_BRIDGE, 0, 0, index, NOARP | PERMANENT, SELF, 0,
-        8, _DST, inet_pton(AF_INET, dst), 10, _LLADDR, mac_bytes(mac),
+        10, _LLADDR, mac_bytes(mac), 8, _DST, inet_pton(AF_INET, dst),
     )  # fmt: skip
 
 

@@ -29,8 +29,8 @@ _ID, _OIF, _GATEWAY = 1, 5, 6
 _ONLINK = 4
 
 _NHMSG = struct.Struct("=4BI")  # family, scope, protocol, reserved; flags
-_PUT4 = struct.Struct("=IHHII 4BI HHI HHI HH4s")
-_PUT6 = struct.Struct("=IHHII 4BI HHI HHI HH16s")
+_PUT4 = struct.Struct("=IHHII 4BI HHI HH4s HHI")
+_PUT6 = struct.Struct("=IHHII 4BI HHI HH16s HHI")
 _DELETE = struct.Struct("=IHHII 4BI HHI")
 
 
@@ -50,11 +50,11 @@ def put(number: int, index: int, gateway: str, protocol: int) -> bytes:
     if ":" in gateway:
         return _PUT6.pack(
             60, NEWNEXTHOP, flags, 0, 0, AF_INET6, 0, protocol, 0, _ONLINK,
-            8, _ID, number, 8, _OIF, index, 20, _GATEWAY, inet_pton(AF_INET6, gateway),
+            8, _ID, number, 20, _GATEWAY, inet_pton(AF_INET6, gateway), 8, _OIF, index,
         )  # fmt: skip
     return _PUT4.pack(
         48, NEWNEXTHOP, flags, 0, 0, AF_INET, 0, protocol, 0, _ONLINK,
-        8, _ID, number, 8, _OIF, index, 8, _GATEWAY, inet_pton(AF_INET, gateway),
+        8, _ID, number, 8, _GATEWAY, inet_pton(AF_INET, gateway), 8, _OIF, index,
     )  # fmt: skip
 
 
