@@ -216,7 +216,8 @@ def _listen(value: Any) -> str:
     if not _text(value):
         return ""
     host, _, port = value.rpartition(":")
-    if not port.isascii() or not port.isdigit() or not 0 <= int(port) < 65536 or (":" in host and host[0] != "["):
+    numeric = port.isascii() and port.isdigit() and int(port) < 65536
+    if not numeric or not host or (":" in host and host[0] != "["):
         raise ValueError("write ADDRESS:PORT, such as 127.0.0.1:9480 or [::1]:9480")
     return str(value)
 
