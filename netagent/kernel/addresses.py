@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from netagent.errors import KernelError
 from netagent.kernel.base import Failure, Op
 from netagent.kernel.events import Ours
 from netagent.kernel.links import Links
@@ -45,7 +46,7 @@ class Addresses:
             if (dev := self._links.names.get(found.ifindex)) is not None
         ]
 
-    def dump(self, wanted: Iterable[Object] = ()) -> list[Object]:
+    def dump(self) -> list[Object]:
         objects: list[Object] = [
             Address(dev, found.ip, found.length, found.scope)
             for dev, found in self._present()
@@ -78,6 +79,8 @@ class Addresses:
             if op.verb == "delete":
                 return self._delete(op, ifindex, obj.length)
             return self._put(op, obj, ifindex)
+        except KernelError as error:
+            return Failure(op, error.errno or errno.EIO, error.message)
         except KeyError:
             return Failure(op, errno.EINVAL, f"there is no scope {obj.scope!r}")
         except (ValueError, OSError, struct.error) as error:

@@ -7,11 +7,11 @@ our own devices, nexthop objects only there and in our range of ids. What is abs
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 
 from netagent.errors import KernelError
 from netagent.kernel.base import Failure, Op
@@ -72,7 +72,7 @@ class Bulk:
             for verb, obj in ops
             if verb == "put" and isinstance(obj, Route) and ("route", obj.dst, obj.metric) in known
         ]
-        ours = self._ours_among(changed) if changed else frozenset()
+        ours = self._ours_among(changed) if changed else set()
         requests: list[bytes] = []
         sent: list[Op] = []
         for op in ops:
@@ -85,6 +85,8 @@ class Bulk:
             else:
                 requests += encoded
                 sent += [op] * len(encoded)
+                if not encoded:
+                    self._forget(op.object)
         refused = self._netlink.transact(requests)
         exists: list[Op] = []
         for position, op in enumerate(sent):
@@ -100,9 +102,10 @@ class Bulk:
         if exists:
             self._settle(exists, failures)
         if any(failure.errno == errno.ENODEV for failure in failures):
-            self._links.refresh()  # an ifindex that we remember may be out of date
+            with contextlib.suppress(KernelError):
+                self._links.refresh()  # an ifindex that we remember may be out of date
 
-    def _encode(self, op: Op, ours: AbstractSet[RouteKey]) -> Sequence[bytes]:
+    def _encode(self, op: Op, ours: set[RouteKey]) -> Sequence[bytes]:
         """The requests of one operation; none to delete from a device that is gone."""
         try:
             return self._requests(op, ours)
@@ -113,11 +116,10 @@ class Bulk:
                 return self._requests(op, ours)
             except KeyError as error:
                 if op.verb == "delete":
-                    self._forget(op.object)
                     return ()
                 raise KernelError(f"there is no device {error.args[0]}", errno=errno.ENODEV) from None
 
-    def _requests(self, op: Op, ours: AbstractSet[RouteKey]) -> Sequence[bytes]:
+    def _requests(self, op: Op, ours: set[RouteKey]) -> Sequence[bytes]:
         """KeyError names a device that is missing, or is not ours where it must be."""
         verb, obj = op
         links = self._links
@@ -190,30 +192,29 @@ class Bulk:
 
     def _settle(self, ops: Sequence[Op], failures: list[Failure]) -> None:
         """Creations that met something: ours is made what it must be, another owner's is reported."""
-        standing = self._standing([op.object for op in ops if isinstance(op.object, Route)])
         requests: list[bytes] = []
         sent: list[Op] = []
+        standing: dict[RouteKey, routes.RouteMessage] | None = None
         for op in ops:
             obj = op.object
-            if isinstance(obj, NextHop):
-                said = self._settle_nexthop(obj)
-                if said is None:
+            try:
+                if isinstance(obj, NextHop):
+                    self._settle_nexthop(obj)
                     self._remember(op)
-                else:
-                    failures.append(self._refused(op, said))
-                continue
-            if not isinstance(obj, Route):
-                failures.append(self._refused(op, Refusal(errno.EEXIST, "")))
-                continue
-            found = standing.get((obj.dst, obj.metric))
-            if found is not None and not self._is_ours(found):
-                self._ours.keys["route"].discard(obj.key)
-                self._ours.blocked.add(obj.key)
-                words = "another owner's route has this destination and metric"
-                failures.append(Failure(op, errno.EEXIST, words, self._describe(found)))
-                continue
-            requests += self._requests(op, {(obj.dst, obj.metric)} if found is not None else frozenset())
-            sent.append(op)
+                    continue
+                if standing is None:
+                    standing = self._standing([op.object for op in ops if isinstance(op.object, Route)])
+                found = standing.get((obj.dst, obj.metric)) if isinstance(obj, Route) else None
+                if found is not None and not self._is_ours(found):
+                    self._ours.keys["route"].discard(obj.key)
+                    self._ours.blocked.add(obj.key)
+                    words = "another owner's route has this destination and metric"
+                    failures.append(Failure(op, errno.EEXIST, words, self._describe(found)))
+                    continue
+                requests += self._encode(op, set() if found is None else {(found.dst, found.metric)})
+                sent.append(op)
+            except KernelError as error:
+                failures.append(self._refused(op, Refusal(error.errno or errno.EIO, error.message)))
         refused = self._netlink.transact(requests)
         for position, op in enumerate(sent):
             said = refused.get(position)
@@ -222,29 +223,27 @@ class Bulk:
             else:
                 failures.append(self._refused(op, said))
 
-    def _settle_nexthop(self, obj: NextHop) -> Refusal | None:
-        """Somebody has the id that we took for free, or the object is there already."""
+    def _settle_nexthop(self, obj: NextHop) -> None:
+        """Somebody has the id that we took for free, or the object is there already. KernelError if it stays so."""
         hop = (obj.dev, obj.gateway)
         for _ in range(3):
-            number = self._ids.allocate(hop)
-            try:
-                found = self._netlink.get(nexthops.get(number), nexthops.NEWNEXTHOP, nexthops.decode)
-            except KernelError:
-                found = None
-            if found is not None and self._hop_of(found) == hop:
-                return None
-            if found is not None:
-                self.dump_nexthops()  # learns every id that others use
-            number = self._ids.allocate(hop)
-            request = nexthops.put(number, self._links.own[obj.dev], obj.gateway, self._protocol)
+            self.dump_nexthops()  # learns every id that is in use, by us and by others
+            if self._ids.of(hop) is not None:
+                return
+            (request,) = self._encode(Op("put", obj), set())
             said = self._netlink.transact([request]).get(0)
-            if said is None or said.errno != errno.EEXIST:
-                return said
-        return Refusal(errno.EEXIST, "nexthop ids of our range are being taken by another program")
+            if said is None:
+                return
+            if said.errno != errno.EEXIST:
+                raise KernelError(said.text or os.strerror(said.errno), errno=said.errno)
+        raise KernelError("nexthop ids of our range are being taken by another program", errno=errno.EEXIST)
 
     def _ours_among(self, changed: Sequence[Route]) -> set[RouteKey]:
         """Those of the routes whose first entry in the kernel is ours, so that a replacement hits no other."""
-        return {key for key, found in self._standing(changed).items() if self._is_ours(found)}
+        try:
+            return {key for key, found in self._standing(changed).items() if self._is_ours(found)}
+        except KernelError:  # then each is tried as a creation, which harms nobody
+            return set()
 
     def _standing(self, wanted: Sequence[Route]) -> dict[RouteKey, routes.RouteMessage]:
         """The first route in the kernel, whoever's, with destination and metric of each of these."""

@@ -8,8 +8,10 @@ notification names no cause, so it is compared with what we wrote last.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
+from netagent.errors import KernelError
 from netagent.kernel.base import Change
 from netagent.kernel.links import Links, is_own
 from netagent.kernel.nexthops import NexthopIds
@@ -60,7 +62,8 @@ class Translator:
 
     def everything(self) -> list[Change]:
         """Events were lost."""
-        self._links.refresh()
+        with contextlib.suppress(KernelError):  # whoever follows the hints refreshes too
+            self._links.refresh()
         self._seen = {fact.index: fact for fact in self._links.facts().values()}
         return [*(Change(kind) for kind in KINDS), _FACTS]
 

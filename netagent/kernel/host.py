@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +40,10 @@ SETTINGS = frozenset(("sysctl", "offload", "accept"))
 _DATAGRAMS = 512  # of events between two breaths of the event loop
 
 
+# Networks and UDP ports, to what hinders their traffic here.
+Inspect = Callable[[Sequence[str], Sequence[int]], list[Finding]]
+
+
 class Writer(Protocol):
     """Who carries out the operations of some kinds."""
 
@@ -52,7 +56,8 @@ class LinuxHost:
     """The kernel of the calling thread's network namespace. KernelError where rtnetlink cannot be opened.
 
     `nexthop_ids`: first id and count of the range that is ours. `firewall` writes table and elements, `settings`
-    sysctls, offloads and accepts elsewhere; without one, operations of its kinds fail.
+    sysctls, offloads and accepts elsewhere; without one, operations of its kinds fail. `inspect` looks for what
+    other programs put in the way of the network's traffic.
     """
 
     def __init__(
@@ -61,12 +66,14 @@ class LinuxHost:
         nexthop_ids: tuple[int, int] = NEXTHOP_IDS,
         firewall: Firewall | None = None,
         settings: Writer | None = None,
+        inspect: Inspect | None = None,
     ) -> None:
         self.protocol = protocol
         self._netlink = RequestSocket()
         self._events = EventSocket(self._netlink.port)
         self._firewall = firewall
         self._settings = settings
+        self._inspect = inspect
         self._ours = Ours()
         self._ids = NexthopIds(*nexthop_ids)
         self._links = Links(self._netlink)
@@ -127,7 +134,7 @@ class LinuxHost:
             if "link" in kinds:
                 objects += links
             if "address" in kinds:
-                objects += self._addresses.dump(wanted)
+                objects += self._addresses.dump()
             if "nexthop" in kinds:
                 objects += self._bulk.dump_nexthops()
             if "neighbour" in kinds:
@@ -218,7 +225,7 @@ class LinuxHost:
         return None if found is None else self._fact(found)
 
     def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
-        return []
+        return [] if self._inspect is None else self._inspect(prefixes, ports)
 
     # ------------------------------------------------------------------------------------------ hints
 
@@ -246,7 +253,9 @@ class LinuxHost:
 
     def _read(self) -> list[Change]:
         events = self._events.read(_DATAGRAMS)
-        hints = self._translator.everything() if events.lost else self._translator.changes(events.datagrams)
+        hints = self._translator.changes(events.datagrams)
+        if events.lost:
+            hints = self._translator.everything()
         if self._firewall is not None:
             hints += self._firewall.read()
         return hints

@@ -208,7 +208,7 @@ class Links:
         if present is None:
             return Failure(op, errno.ENODEV, "the device went away while it was made")
         if self._vxlan(present) != link.vxlan:
-            return Failure(op, errno.EOPNOTSUPP, f"the kernel made {self._vxlan(present)} of {link.vxlan}")
+            return Failure(op, errno.EINVAL, f"the kernel made {self._vxlan(present)} of {link.vxlan}")
         if link.mac is not None and present.mac != link.mac.lower():
             return Failure(op, errno.EAGAIN, f"the device has MAC {present.mac} instead of {link.mac}")
         return None

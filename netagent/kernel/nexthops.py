@@ -72,13 +72,6 @@ class NexthopIds:
         for hop in [hop for hop in self._by_hop if hop[0] == dev]:
             self.release(hop)
 
-    def taken(self, number: int) -> None:
-        """Somebody else uses this id. A hop of ours that had it has none now."""
-        self._taken.add(number)
-        hop = self._by_id.pop(number, None)
-        if hop is not None and self._by_hop.get(hop) == number:
-            del self._by_hop[hop]
-
     def rebuild(self, ours: Iterable[tuple[int, Hop]], taken: Iterable[int]) -> None:
         """Start again from what the kernel has: ours by id, and ids of the range that others use."""
         self._by_id = dict(sorted(ours))
