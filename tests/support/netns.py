@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import os
 import queue
 import shlex
@@ -55,16 +56,20 @@ def need_tool(name: str) -> str:
 
 
 def need_device(kind: str) -> None:
-    """Skip unless this kernel can make links of that kind ("vxlan", "bridge", "veth", "tun")."""
+    """Skip unless links of that kind can be made here ("vxlan", "bridge", "veth", "tun")."""
+    lack = _lack_of(kind)
+    if lack:
+        unable(lack)
+
+
+@functools.cache
+def _lack_of(kind: str) -> str:
     if kind == "tun":
-        if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-            unable("/dev/net/tun cannot be opened")
-        return
+        return "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened"
+    options = {"vxlan": "id 1 dstport 8472", "veth": "peer name probe1"}.get(kind, "")
     with Namespaces() as net:
-        options = {"vxlan": "id 1 dstport 8472", "veth": "peer name probe1"}.get(kind, "")
         result = net.make("probe").run(*shlex.split(f"ip link add probe0 type {kind} {options}"), check=False)
-    if result.returncode:
-        unable(f"this kernel makes no {kind} device: {result.stderr.strip()}")
+    return f"this kernel makes no {kind} device: {result.stderr.strip()}" if result.returncode else ""
 
 
 def set_namespace(fd: int) -> None:
