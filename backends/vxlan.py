@@ -9,6 +9,7 @@ What flannel gets wrong and we do not: IPv6 costs 70 bytes, not 50; a peer's new
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -67,6 +68,7 @@ class VtepData(msgspec.Struct, frozen=True, gc=False):
 _decode_vtep = msgspec.json.Decoder(VtepData).decode
 
 
+@functools.cache
 def vtep_mac(node_id: str, vni: int, family: Family) -> str:
     """The node's VTEP MAC: locally administered, unicast, the same whenever it is asked for."""
     digest = bytearray(hashlib.sha256(f"vtep {node_id} {vni} {family}".encode()).digest()[:6])

@@ -23,7 +23,7 @@ from netagent.identity import Identity
 from netagent.kernel.base import Host
 from netagent.kernel.interface import Choice, choose
 from netagent.leasing import Leasing
-from netagent.model import Finding, Lease, Network, Node, NodeRecord, Sysctl
+from netagent.model import Facts, Finding, Lease, Network, Node, NodeRecord, Sysctl
 from netagent.plan import hostplan
 from netagent.plan.cluster import WITHHOLD, Cluster, ClusterChange
 from netagent.plan.compose import Composer
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # How long the first listing may take before an earlier run's snapshot is used (seconds).
 SNAPSHOT_AFTER = 1.0
+# A first claim takes milliseconds, and then everything is planned anew: so long the peers wait for it (seconds).
+CLAIM_TIME = 1.0
 # Between two looks at what on this host hinders traffic (foreign firewalls say nothing when they change, in part).
 INSPECT_EVERY = 60.0
 
@@ -98,6 +100,7 @@ class Agent:
         self._subnets: tuple[str | None, str | None, str] = (None, None, "")
         self._findings: dict[str, tuple[Finding, ...]] = {}
         self._base_ready = asyncio.Event()
+        self._network_since = 0.0  # of the monotonic clock: when the first network came in force
 
     # ------------------------------------------------------------------------------------------- tasks
 
@@ -149,8 +152,10 @@ class Agent:
             self.reconciler.facts_changed.clear()
             facts = self.host.facts()
             if facts != self.facts:
+                # Our own devices come and go with our own plans: they change what the host needs, but no peer's path.
+                others = _of_others(facts) != _of_others(self.facts)
                 self.facts = facts
-                self._replan()
+                self._replan(peers=others)
             self.reconciler.retry()
 
     async def _start(self) -> None:
@@ -176,12 +181,13 @@ class Agent:
     def _take(self, change: ClusterChange) -> None:
         """Plan what a change of the cluster's records asks for: all of it, or the leases that changed."""
         self._findings["cluster"] = self.cluster.findings()
+        whole = change.whole
         if change.config_changed:
-            self._consider_network()
+            whole |= self._consider_network()
         if change.withheld:
             asyncio.get_running_loop().call_later(WITHHOLD, self._release_withheld)
         self.leasing.observe(change)
-        if change.whole:
+        if whole:
             self._replan()
         elif self.planning.composer is not None and (change.leases_changed or change.leases_removed):
             self._plan_peers(change.leases_changed.values(), change.leases_removed)
@@ -199,29 +205,33 @@ class Agent:
     def _release_withheld(self) -> None:
         self._take(self.cluster.release())
 
-    def _consider_network(self) -> None:
+    def _consider_network(self) -> bool:
         """Put a new network configuration in force, if its backend can be used; else the last good one stays."""
         network = self.cluster.network
         if network is None or network == self.network:
-            return
+            return False
         try:
             backend = self.registry[network.backend.type]
             options = backend.options(network.backend.options)
         except ConfigError as error:
             self.network_error = str(error)
             log.error("the new network configuration is not in force: %s", error)
-            return
+            return False
         self.network_error = ""
         self._findings["backend"] = options.findings
+        if self.network is None:
+            self._network_since = time.monotonic()
         self.network = network
         self.planning.use(backend, options.value)
         prefixes = " and ".join(p for p in (network.v4, network.v6) if p)
         log.info("the network is %s over %s", prefixes, backend.name)
-        self._replan()
+        if not self.leasing.holds:
+            asyncio.get_running_loop().call_later(CLAIM_TIME, self._replan)
+        return True
 
     # ------------------------------------------------------------------------------------------- planning
 
-    def _replan(self) -> None:
+    def _replan(self, *, peers: bool = True) -> None:
         """Everything anew: network, facts, settings or our subnet changed, or all records were compared."""
         if self.network is None or not self._choose_interface():
             return
@@ -245,9 +255,11 @@ class Agent:
         sysctls = self._present_sysctls(hostplan.observed(self.network, self.facts))
         composer = self.planning.plan(self.network, node, self.facts, host, self.cluster.nodes, sysctls)
         self._publish(composer)
-        leases = self.cluster.leases
-        self._plan_peers(leases.values(), self.planning.states.keys() - leases.keys())
-        if self.leasing.holds:
+        holds = self.leasing.holds
+        if peers and (holds or time.monotonic() - self._network_since > CLAIM_TIME):
+            leases = self.cluster.leases
+            self._plan_peers(leases.values(), self.planning.states.keys() - leases.keys())
+        if holds:
             self._base_ready.set()
         if self.first_pass.is_set():
             self._write_env()
@@ -428,5 +440,16 @@ class Agent:
         self._findings[source] = tuple(findings)
 
     def headline(self) -> str:
-        """The verdict in one line."""
+        """What systemd shows of us: the verdict in one line."""
         return self.status().verdict.reason
+
+
+def _of_others(facts: Facts) -> Facts:
+    """The facts without our own devices and what is on them."""
+    own = {name for name, link in facts.links.items() if link.alias == hostplan.ALIAS}
+    return Facts(
+        {name: link for name, link in facts.links.items() if name not in own},
+        tuple(address for address in facts.addresses if address.dev not in own),
+        tuple(route for route in facts.routes if route.dev not in own),
+        facts.abilities,
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -22,8 +23,7 @@ from netagent.agent import Agent
 from netagent.config import Settings
 from netagent.errors import ConfigError
 from netagent.identity import load_identity
-from netagent.kernel.firewall import Firewall
-from netagent.kernel.host import LinuxHost
+from netagent.kernel.host import open_host
 from netagent.registry import Registry
 from netagent.store.etcd import open_store
 from netagent.systemd import Notifier
@@ -32,12 +32,14 @@ log = logging.getLogger(__name__)
 
 # A node that waits (for etcd, for a configuration) must answer too: the API starts then without a first pass.
 API_AFTER = 2.0
-STATUS_EVERY = 5.0  # seconds between two lines for `systemctl status`
+STATUS_EVERY = 30.0  # seconds between two lines for `systemctl status`
 CLOSE_DEADLINE = 2.0
 
 
 def run(load: Callable[[], Settings]) -> int:
     """Run the agent until a signal ends it; the exit code. `load` reads the settings, now and on SIGHUP."""
+    # What was imported lives as long as the process: the collector need not look at it again.
+    gc.freeze()
     settings = load()
     logs.setup(settings.log_level, json=settings.log_format == "json")
     with alone(settings.state_dir):
@@ -60,13 +62,6 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_DEADLINE):
                 await store.close()
-
-
-def open_host(settings: Settings) -> LinuxHost:
-    """The kernel of this network namespace, with what the settings say of it."""
-    firewall = Firewall(settings.firewall_table, state=settings.state_dir / "nft.json")
-    from netagent.kernel._tempsettings import Temp
-    return LinuxHost(settings.route_protocol, firewall=firewall, settings=Temp())
 
 
 async def _supervise(agent: Agent, notifier: Notifier) -> None:
@@ -134,17 +129,21 @@ async def _tell(agent: Agent, notifier: Notifier) -> None:
     interval = notifier.watchdog_interval
     if interval is not None:
         notifier.watchdog()
+    pause = min(interval or STATUS_EVERY, STATUS_EVERY)
+    loop = asyncio.get_running_loop()
+    told = 0.0
     ready = False
     while True:
         if not ready and agent.first_pass.is_set():
             ready = True
-            notifier.ready(agent.headline())
-            log.info("ready: %s", agent.headline())
-        elif notifier.wanted:
+            log.info("ready: containers can be started")
+            notifier.ready()
+            told = 0.0
+        if notifier.wanted and loop.time() - told >= STATUS_EVERY:
+            told = loop.time()
             notifier.status(agent.headline())
         if interval is not None:
             notifier.watchdog()
-        pause = min(interval or STATUS_EVERY, STATUS_EVERY)
         if ready:
             await asyncio.sleep(pause)
         else:

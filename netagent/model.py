@@ -103,7 +103,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as it describes itself in `<prefix>/netagent/nodes/<name>`. Read leniently: unknown keys are kept out."""
+    """A node as it describes itself in `<prefix>/netagent/nodes/<name>`. Unknown keys are ignored."""
 
     name: str
     id: str

@@ -24,7 +24,7 @@ import msgspec
 from netagent.kernel.base import Change, Failure, Host, Op
 from netagent.model import KINDS, Finding, Key, Object, Route
 from netagent.plan.desired import Claim, Delta, Desired
-from netagent.plan.diff import diff, ordered, satisfied
+from netagent.plan.diff import diff, order, satisfied
 from netagent.status import describe
 
 log = logging.getLogger(__name__)
@@ -208,10 +208,11 @@ class Reconciler:
         if not self._pending:
             return
         pending, self._pending = self._pending, {}
-        ops = ordered(op for key in pending if (op := self._operation(key)) is not None)
-        for start in range(0, len(ops), CHUNK):
-            self._apply(ops[start : start + CHUNK])
-            if start + CHUNK < len(ops):
+        work = [(key, op) for key in pending if (op := self._operation(key)) is not None]
+        work.sort(key=lambda item: order(item[1]))
+        for start in range(0, len(work), CHUNK):
+            self._apply(work[start : start + CHUNK])
+            if start + CHUNK < len(work):
                 await asyncio.sleep(0)
         self._passes += 1
         self._last_pass, self._last_pass_seconds = wall, self._clock() - started
@@ -238,11 +239,11 @@ class Reconciler:
             return None
         return Op("put", want)
 
-    def _apply(self, ops: Sequence[Op]) -> None:
-        failed = {failure.op.object.key: failure for failure in self.host.apply(ops)}
-        self._operations += len(ops)
-        for op in ops:
-            key = op.object.key
+    def _apply(self, work: Sequence[tuple[Key, Op]]) -> None:
+        """Carry out operations. The keys are those that `_desired` holds: copies would cost megabytes."""
+        failed = {failure.op.object.key: failure for failure in self.host.apply([op for _, op in work])}
+        self._operations += len(work)
+        for key, op in work:
             failure = failed.get(key)
             if failure is not None:
                 self._fail(key, failure)
@@ -254,8 +255,8 @@ class Reconciler:
                     self._recreated(op.object)
             else:
                 self._known.pop(key, None)
-                if op.object.KIND in ("link", "nexthop"):
-                    self.invalidate(DEPENDENTS[op.object.KIND])
+                if op.object.KIND == "link":
+                    self.invalidate(DEPENDENTS["link"])
 
     def _fail(self, key: Key, failure: Failure) -> None:
         earlier = self._failing.get(key)
@@ -426,7 +427,7 @@ class Reconciler:
         """Remove everything of ours, for cleanup. What could not be removed."""
         failed: list[Failure] = []
         for _ in range(2):  # what a first removal uncovers goes in a second
-            ops = ordered(Op("delete", obj) for obj in self.host.dump(KINDS))
+            ops = sorted((Op("delete", obj) for obj in self.host.dump(KINDS)), key=order)
             failed = []
             for start in range(0, len(ops), CHUNK):
                 failed += self.host.apply(ops[start : start + CHUNK])

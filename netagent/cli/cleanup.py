@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from netagent.config import Settings
 
 DESCRIPTION = (
-    "Removes devices, addresses, routes, nexthops, neighbours, forwarding entries and the nft table of netagent, ends "
-    "what outlives the agent, and puts changed settings of the host back to their old values. The agent must be "
+    "Removes devices, addresses, routes, nexthops, neighbours, forwarding entries and the nft table of netagent, "
+    "ends what outlives the agent, and puts changed settings of the host back to their old values. The agent must be "
     "stopped first. The node's id and subnet stay in the state directory, so that it gets the same subnet again; "
     "--purge removes them too. The lease in etcd stays until it ends: `netagent lease release --node NAME` frees it."
 )
@@ -45,15 +45,16 @@ def _ask(node: str) -> None:
 
 
 async def _clean(settings: Settings, *, dry_run: bool, purge: bool) -> int:
-    """Everything of ours, in an order in which nothing waits for what comes later; exit code 1 if something stayed."""
+    """Everything of ours; exit code 1 if something stayed."""
     from netagent import app
+    from netagent.kernel.host import open_host
     from netagent.model import KINDS
     from netagent.reconcile import Reconciler
     from netagent.registry import Registry
     from netagent.status import describe
 
     with app.alone(settings.state_dir):
-        host = app.open_host(settings)
+        host = open_host(settings)
         try:
             if dry_run:
                 for obj in host.dump(KINDS):

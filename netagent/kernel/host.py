@@ -24,9 +24,11 @@ from netagent.kernel.bulk import KINDS as BULK
 from netagent.kernel.bulk import Bulk
 from netagent.kernel.events import Ours, Translator
 from netagent.kernel.firewall import Firewall
+from netagent.kernel.journal import Journal
 from netagent.kernel.links import Links
 from netagent.kernel.netlink import EventSocket, RequestSocket
 from netagent.kernel.nexthops import NexthopIds
+from netagent.kernel.settings import HostSettings
 from netagent.kernel.wire import nexthops, routes
 from netagent.kernel.wire.message import AF_INET, AF_INET6
 from netagent.model import Facts, Finding, Link, Object, RouteFact
@@ -264,7 +266,8 @@ class LinuxHost:
 def open_host(settings: Settings) -> LinuxHost:
     """The host of this agent: its protocol number, its nft table. KernelError says what is missing."""
     firewall = Firewall(settings.firewall_table, state=settings.state_dir / "firewall.json")
-    return LinuxHost(settings.route_protocol, firewall=firewall)
+    host_settings = HostSettings(Journal(settings.state_dir / "journal.json"))
+    return LinuxHost(settings.route_protocol, firewall=firewall, settings=host_settings)
 
 
 def _part(kind: str) -> str:

@@ -24,10 +24,10 @@ def satisfied(want: Object, have: Object | None) -> bool:
     return False
 
 
-def ordered(ops: Iterable[Op]) -> list[Op]:
-    """Puts in the order of kinds, then deletes in reverse."""
-    last = 2 * len(KINDS)
-    return sorted(ops, key=lambda op: _RANK[op.object.KIND] if op.verb == "put" else last - _RANK[op.object.KIND])
+def order(op: Op) -> int:
+    """Where an operation belongs in a pass: puts in the order of kinds, then deletes in reverse."""
+    rank = _RANK[op.object.KIND]
+    return rank if op.verb == "put" else 2 * len(KINDS) - rank
 
 
 def diff(desired: Mapping[Key, Object], actual: Iterable[Object]) -> list[Op]:
@@ -43,4 +43,4 @@ def diff(desired: Mapping[Key, Object], actual: Iterable[Object]) -> list[Op]:
         elif not satisfied(want, have):
             ops.append(Op("put", want))
     ops += [Op("put", want) for key, want in desired.items() if key not in there]
-    return ordered(ops)
+    return sorted(ops, key=order)
