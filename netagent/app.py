@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from netagent import __version__, api
+from netagent import __version__, api, memory
 from netagent import log as logs
 from netagent.agent import Agent
 from netagent.config import Settings
@@ -38,8 +37,7 @@ CLOSE_DEADLINE = 2.0
 
 def run(load: Callable[[], Settings]) -> int:
     """Run the agent until a signal ends it; the exit code. `load` reads the settings, now and on SIGHUP."""
-    # What was imported lives as long as the process: the collector need not look at it again.
-    gc.freeze()
+    memory.tune()
     settings = load()
     logs.setup(settings.log_level, json=settings.log_format == "json")
     with alone(settings.state_dir):

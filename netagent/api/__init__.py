@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from netagent import memory
+
 if TYPE_CHECKING:
     from netagent.api.server import Server
     from netagent.status import AgentView
@@ -27,17 +29,5 @@ async def start(view: AgentView, run_dir: Path, *, group: str = "", metrics_list
     module = await asyncio.to_thread(importlib.import_module, "netagent.api.server")
     server: Server = module.Server(view)
     await server.start(run_dir / SOCKET_NAME, group=group, metrics_listen=metrics_listen)
-    _return_memory()
+    memory.trim()  # the importing thread and the agent's start leave much that is free
     return server
-
-
-def _return_memory() -> None:
-    """Give back what the imports and the agent's start left free: an arena of the importing thread alone is 5 MiB.
-
-    malloc_trim(3) is glibc's; another libc has no arenas to trim.
-    """
-    import ctypes
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -23,10 +23,10 @@ class Checks:
     """
 
     def __init__(self) -> None:
-        self.addresses: dict[str, set[str]] = {}
+        self.addresses: dict[str, tuple[str, ...]] = {}  # almost always one: a set would be four times as large
         self.outside: set[str] = set()
         self._shared: set[str] = set()
-        self._starts: dict[tuple[int, int], dict[int, set[str]]] = {}
+        self._starts: dict[tuple[int, int], dict[int, tuple[str, ...]]] = {}
         self._overlaps: dict[str, set[str]] = {}
         self._clashes: set[str] = set()
         self._spans: dict[int, tuple[int, int] | None] = {}  # of Network; empty while there is none
@@ -56,13 +56,10 @@ class Checks:
         for subnet in (lease.v4, lease.v6):
             if subnet is not None:
                 bits, length, start = _numbers(subnet)
-                self._starts.setdefault((bits, length), {}).setdefault(start, set()).add(name)
+                _append(self._starts.setdefault((bits, length), {}), start, name)
         for address in (lease.public_ip, lease.public_ip6):
-            if address is not None:
-                sharing = self.addresses.setdefault(address, set())
-                sharing.add(name)
-                if len(sharing) > 1:
-                    self._shared.add(address)
+            if address is not None and len(_append(self.addresses, address, name)) > 1:
+                self._shared.add(address)
         if self._spans and self._is_outside(lease):
             self.outside.add(name)
 
@@ -96,12 +93,12 @@ class Checks:
                     continue
                 if other_length <= length:
                     shift = bits - other_length
-                    found |= starts.get(start >> shift << shift, set())
+                    found.update(starts.get(start >> shift << shift, ()))
                 else:
                     shift = bits - length
                     for other, names in starts.items():
                         if other >> shift << shift == start:
-                            found |= names
+                            found.update(names)
         found.discard(lease.key)
         return found
 
@@ -139,12 +136,20 @@ def _numbers(subnet: str) -> tuple[int, int, int]:
     return 128 if ":" in subnet else 32, int(subnet[subnet.index("/") + 1 :]), start
 
 
-def _discard(index: dict[_K, set[str]], key: _K, name: str) -> None:
-    names = index.get(key)
-    if names is not None:
-        names.discard(name)
-        if not names:
-            del index[key]
+def _append(index: dict[_K, tuple[str, ...]], key: _K, name: str) -> tuple[str, ...]:
+    """The names under the key, `name` among them once."""
+    names = index.get(key, ())
+    if name not in names:
+        names = index[key] = (*names, name)
+    return names
+
+
+def _discard(index: dict[_K, tuple[str, ...]], key: _K, name: str) -> None:
+    names = tuple(other for other in index.get(key, ()) if other != name)
+    if names:
+        index[key] = names
+    else:
+        index.pop(key, None)
 
 
 # --------------------------------------------------------------------------------------- findings in words

@@ -30,9 +30,9 @@ class Desired:
     """The merged wishes. Reads like a mapping from key to the effective object."""
 
     def __init__(self) -> None:
-        self._owners: dict[str, tuple[int, dict[Key, Object]]] = {}
+        self._owners: dict[str, tuple[int, tuple[Object, ...]]] = {}
         self._effective: dict[Key, Object] = {}
-        # Only keys that more than one owner wants; a single claim costs no list of its own.
+        # Only keys that more than one owner wants: a lone claim costs an entry in `_single` and no more.
         self._contested: dict[Key, list[Claim]] = {}
         self._single: dict[Key, str] = {}
 
@@ -56,7 +56,7 @@ class Desired:
 
     def keys_of(self, owner: str) -> Iterable[Key]:
         """Keys of all that the owner wants."""
-        return self._owners[owner][1].keys() if owner in self._owners else ()
+        return [obj.key for obj in self._owners[owner][1]] if owner in self._owners else ()
 
     def claims(self, key: Key) -> list[Claim]:
         """Who wants the key, winner first."""
@@ -65,23 +65,25 @@ class Desired:
         owner = self._single.get(key)
         if owner is None:
             return []
-        rank, objects = self._owners[owner]
-        return [Claim(rank, owner, objects[key])]
+        return [Claim(self._owners[owner][0], owner, self._effective[key])]
 
     def put(self, owner: str, objects: Iterable[Object], rank: int = 0) -> Delta:
         """Make `objects` all that `owner` wants."""
-        new = {obj.key: obj for obj in objects}
-        old_rank, old = self._owners.get(owner, (rank, {}))
+        wanted = tuple(objects)
+        old_rank, before = self._owners.get(owner, (rank, ()))
+        old = {obj.key: obj for obj in before}
         delta = Delta({}, {})
-        self._owners[owner] = (rank, new)
-        if not new:
-            del self._owners[owner]
-        for key, obj in old.items():
-            if key not in new:
-                self._release(key, owner, obj, delta)
-        for key, obj in new.items():
-            if rank != old_rank or old.get(key) != obj:
+        if wanted:
+            self._owners[owner] = (rank, wanted)
+        else:
+            self._owners.pop(owner, None)
+        for obj in wanted:
+            key = obj.key
+            was = old.pop(key, None)
+            if rank != old_rank or was != obj:
                 self._claim(key, Claim(rank, owner, obj), delta)
+        for key, obj in old.items():
+            self._release(key, owner, obj, delta)
         return delta
 
     def drop(self, owner: str) -> Delta:
@@ -96,8 +98,7 @@ class Desired:
         claims = self._contested.get(key)
         if claims is None:
             assert holder is not None
-            rank, objects = self._owners[holder]
-            claims = [Claim(rank, holder, objects[key])]
+            claims = [Claim(self._owners[holder][0], holder, self._effective[key])]
             del self._single[key]
         claims = [c for c in claims if c.owner != claim.owner]
         claims.append(claim)
