@@ -20,11 +20,12 @@ from netagent import files, subnet_env
 from netagent.config import Settings
 from netagent.errors import LeaseNotFound, StoreError, StoreUnknownOutcome
 from netagent.identity import Identity
-from netagent.model import Finding, NodeRecord
+from netagent.model import Finding, Network, NodeRecord
 from netagent.plan.cluster import Cluster, ClusterChange
 from netagent.plan.lease_requests import (
     Answer,
     Claim,
+    Drop,
     Failed,
     Gone,
     Inspect,
@@ -34,6 +35,7 @@ from netagent.plan.lease_requests import (
     Renewed,
     Request,
     Rewrite,
+    Write,
     Written,
     reads,
     record,
@@ -73,7 +75,7 @@ class Leasing:
         self._path = settings.state_dir / STATE_FILE
         self._boot_id = _boot_id() if boot_id is None else boot_id
         self._findings: dict[str, Finding] = {}
-        self._kept: _Kept | None = self._read()
+        self._kept: Kept | None = self._read()
         remembered = Subnets()
         if self._kept is not None:
             live = self._kept.boot == self._boot_id
@@ -89,7 +91,7 @@ class Leasing:
             env=Subnets(env.v4, env.v6),
         )
         self._presence = Presence(store, cluster, identity, ttl=settings.alive_ttl, rng=rng)
-        self._told = ("", "")
+        self._told: tuple[str | None, ...] = ()
         self._news = asyncio.Event()
 
     # ------------------------------------------------------------------------------------------- for the agent
@@ -102,6 +104,11 @@ class Leasing:
     def holds(self) -> bool:
         """Whether there is a subnet that containers may use."""
         return self._session.holds
+
+    @property
+    def network(self) -> Network | None:
+        """The newest network that holds our subnet, or the newest of all while we hold none: the one to plan by."""
+        return self._session.network
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -156,10 +163,11 @@ class Leasing:
 
     async def _run(self) -> None:
         session = self._session
-        self._tell()
         while True:
             self._news.clear()
             request = session.next(_now())
+            self._keep()
+            self._tell()
             if request is None:
                 wake = session.wake()
                 with contextlib.suppress(TimeoutError):
@@ -170,8 +178,6 @@ class Leasing:
             answer = await self._carry_out(request)
             log.debug("%s", answer)
             session.done(answer, _now())
-            self._keep()
-            self._tell()
 
     # ---------------------------------------------------------------------------------------------- requests
 
@@ -182,7 +188,7 @@ class Leasing:
                     return await self._inspect(key)
                 case Renew(lease):
                     return Renewed(await self._store.keepalive(lease))
-                case Claim() | Rewrite() | Move():
+                case Claim() | Rewrite() | Move() | Drop():
                     return await self._write(request)
         except LeaseNotFound:
             return Gone()
@@ -195,7 +201,7 @@ class Leasing:
         result = await self._store.txn((), reads(self._cluster.keys, key))
         return record(key, result)
 
-    async def _write(self, request: Claim | Rewrite | Move) -> Answer:
+    async def _write(self, request: Write) -> Answer:
         lease, ttl = request.lease, 0
         if lease is None:
             try:
@@ -215,7 +221,7 @@ class Leasing:
 
     def _tell(self) -> None:
         state = self.state
-        now = (state.state, state.key)
+        now = (state.state, state.key, state.v4, state.v6)
         if now == self._told:
             return
         self._told = now
@@ -234,7 +240,7 @@ class Leasing:
         state = self.state
         if state.state != "held":
             return
-        kept = _Kept(boot=self._boot_id, key=state.key, v4=state.v4, v6=state.v6)
+        kept = Kept(boot=self._boot_id, v4=state.v4, v6=state.v6)
         if kept == self._kept:
             return
         try:
@@ -250,7 +256,7 @@ class Leasing:
         self._findings.pop("lease-not-kept", None)
         self._kept = kept
 
-    def _read(self) -> _Kept | None:
+    def _read(self) -> Kept | None:
         try:
             return read_kept(self._path)
         except (OSError, ValueError) as error:
@@ -263,30 +269,27 @@ class Leasing:
             return None
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """state_dir/lease.json."""
+class Kept(msgspec.Struct, frozen=True):
+    """state_dir/lease.json: the subnets that the node held, and the boot of the host in which it did."""
 
     boot: str
-    key: str
     v4: str | None = None
     v6: str | None = None
 
 
-def read_kept(path: Path) -> _Kept | None:
-    """The subnet of an earlier run, None if there is none. OSError or ValueError if the file is unusable."""
+def read_kept(path: Path) -> Kept | None:
+    """The subnets of an earlier run, None if there are none. OSError or ValueError if the file is unusable."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     try:
-        kept = msgspec.json.decode(data, type=_Kept)
+        kept = msgspec.json.decode(data, type=Kept)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from None
-    parsed = schema.parse_subnet_key(kept.key)
-    if isinstance(parsed, str):
-        raise ValueError(parsed)
-    if (parsed.v4, parsed.v6) != (kept.v4, kept.v6):
-        raise ValueError(f"key {kept.key} does not name {kept.v4} and {kept.v6}")
+    for subnet in (kept.v4, kept.v6):
+        if subnet is not None and schema.canonical_subnet(subnet) != subnet:
+            raise ValueError(f"{subnet} is no subnet")
     return kept
 
 

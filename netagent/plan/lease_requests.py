@@ -49,6 +49,15 @@ class Move(NamedTuple):
     ttl: int
 
 
+class Drop(NamedTuple):
+    """Delete `key` if it is at `mod_revision`."""
+
+    key: str
+    mod_revision: int
+    lease: int = 0
+    ttl: int = 0
+
+
 class Renew(NamedTuple):
     """Keep the etcd lease alive."""
 
@@ -61,7 +70,8 @@ class Inspect(NamedTuple):
     key: str
 
 
-Request: TypeAlias = Claim | Rewrite | Move | Renew | Inspect
+Write: TypeAlias = Claim | Rewrite | Move | Drop
+Request: TypeAlias = Write | Renew | Inspect
 
 
 class Written(NamedTuple):
@@ -75,7 +85,7 @@ class Written(NamedTuple):
 class Record(NamedTuple):
     """The record as etcd has it, with its owner: the answer to Inspect and to a write whose guard failed.
 
-    A refused Claim or Rewrite shows `key`, a refused Move `old`. `unreadable`: there is one, but it is no lease.
+    A refused write shows `key`, but a Move `old`. `unreadable`: there is one, but it is no lease.
     """
 
     lease: Lease | None
@@ -101,11 +111,14 @@ Answer: TypeAlias = Written | Record | Renewed | Gone | Failed
 
 
 def transaction(
-    keys: schema.Keys, request: Claim | Rewrite | Move, lease: int
+    keys: schema.Keys, request: Write, lease: int
 ) -> tuple[tuple[Compare, ...], tuple[StoreRequest, ...], str]:
     """(guards, writes, the key to show when a guard fails) of a write on this etcd lease."""
     subnet = keys.subnet(request.key)
-    puts = Put(subnet, request.value, lease), Put(keys.owner(request.key), request.owner, lease)
+    owner = keys.owner(request.key)
+    if isinstance(request, Drop):
+        return (Compare(subnet, "mod", "=", request.mod_revision),), (Delete(subnet), Delete(owner)), request.key
+    puts = Put(subnet, request.value, lease), Put(owner, request.owner, lease)
     match request:
         case Claim():
             return (Compare(subnet, "create", "=", 0),), puts, request.key

@@ -8,6 +8,8 @@ Rules:
 - a subnet that containers may be using is never given up: once held it stays, whatever happens to its record, and
   the same one is claimed again;
 - nobody is fought: a record that somebody else wrote is reported and left, and taken up again when it is gone;
+- etcd guards keys, not subnets: of two records that overlap under different keys (two IPv4 subnets with one IPv6
+  subnet, another length) the later one yields, before its subnet is used, as soon as the watch has shown both;
 - a write with an unknown outcome is followed by reading the record, and so is every event that contradicts us;
 - a reservation (a record on no etcd lease) stays one; fields of a record that we do not know are kept.
 
@@ -31,6 +33,7 @@ from netagent.plan.cluster import Cluster, ClusterChange
 from netagent.plan.lease_requests import (
     Answer,
     Claim,
+    Drop,
     Failed,
     Gone,
     Inspect,
@@ -121,6 +124,7 @@ class LeaseSession:
         self._values: set[bytes] = set()  # values of it that we wrote, tried to write or took over
         self._granted: set[int] = set()  # etcd leases that are ours
         self._pending: Request | None = None
+        self._trial = False  # the record may overlap an earlier one that we did not know of
         self._doubts: list[str] = []  # keys to read before anything else
         self._avoid: set[str] = set()  # subnets that were refused, though the view does not show why yet
         self._wake = 0.0
@@ -139,6 +143,11 @@ class LeaseSession:
     def holds(self) -> bool:
         """Whether there is a subnet that containers may use."""
         return self.state.state in ("held", "restored", "lost", "conflict")
+
+    @property
+    def network(self) -> Network | None:
+        """The newest network that holds our subnet, or the newest of all while we hold none; None: there is none."""
+        return self._network
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -170,7 +179,9 @@ class LeaseSession:
             self._avoid.clear()
             if state.state != "held":
                 self._wake = min(self._wake, now)
-        if not cluster.confirmed or state.state not in ("held", "lost", "conflict"):
+        if self._trial:
+            self._wake = min(self._wake, now)
+        elif not cluster.confirmed or state.state not in ("held", "lost", "conflict"):
             return
         key = state.key
         if not change.whole:
@@ -222,6 +233,10 @@ class LeaseSession:
     def _decide(self, attributes: Attributes, now: float) -> Request | None:
         if self._doubts:
             return Inspect(self._doubts.pop(0))  # what is questioned while it is under way is asked again
+        if self._trial and (yielding := self._try(attributes)) is not None:
+            return yielding
+        if self._trial:
+            return self._maintain(attributes, now)
         if self.state.state in ("none", "claiming"):
             return self._choose(attributes, now)
         if self.state.state == "restored":
@@ -230,7 +245,7 @@ class LeaseSession:
                 own = self._own(attributes)
             if own is None or not _same_subnets(own, self.state):
                 return self._claim_again(attributes)
-            self._adopt(own, now)
+            self._adopt(own)
         if self.state.state == "held":
             return self._maintain(attributes, now)
         if self.state.state == "lost":
@@ -259,17 +274,18 @@ class LeaseSession:
             return None
         state.source = choice.source
         if choice.lease is not None and choice.lease.key not in cluster.withheld:
-            self._adopt(choice.lease, now)
-            return self._maintain(attributes, now)
+            self._adopt(choice.lease)
+            return self._decide(attributes, now)
         return Claim(choice.key, self._render(attributes, None), self._owner, self.ttl)
 
     def _choice(self, network: Network, leases: Mapping[str, Lease], attributes: Attributes) -> Choice | None:
+        used = Remembered("state", self.state.v4, self.state.v6)
         try:
             choice = allocate.choose(
                 network,
                 leases,
                 self._node(attributes),
-                remembered=self._remembered,
+                remembered=(used, *self._remembered),
                 avoid=self._avoid,
                 rng=self._rng,
             )
@@ -330,10 +346,54 @@ class LeaseSession:
     def _widened(self, record: Lease, attributes: Attributes) -> str | None:
         """The key to move to when the network has got a family that the record lacks."""
         network = self._network
-        if network is None or all(record.subnet(family) for family in network.families):
+        if network is None or self._trial or all(record.subnet(family) for family in network.families):
             return None
         choice = self._choice(network, {**self._cluster.leases, record.key: record}, attributes)
-        return choice.key if choice is not None and choice.lease is record else None
+        if choice is None or choice.lease is not record:
+            return None
+        used = ((self.state.v4, choice.v4), (self.state.v6, choice.v6))
+        return choice.key if all(have in (None, chosen) for have, chosen in used) else None
+
+    def _try(self, attributes: Attributes) -> Request | None:
+        """Once the watch has shown our record and all before it: use its subnets, or yield those that overlap."""
+        state, record, cluster = self.state, self._record, self._cluster
+        assert record is not None
+        if cluster.revision < record.create_revision:
+            return None
+        lost = {family for family in (4, 6) if self._rival(record, record.v4 if family == 4 else record.v6)}
+        if not lost:
+            self._trial = False
+            state.v4, state.v6 = state.v4 or record.v4, state.v6 or record.v6
+            self._hold()
+            return None
+        rest = msgspec.structs.replace(
+            record, v4=None if 4 in lost else record.v4, v6=None if 6 in lost else record.v6
+        )
+        network = self._network
+        choice = self._choice(network, {**cluster.leases, record.key: rest}, attributes) if network else None
+        if choice is not None and choice.lease is rest:
+            key = choice.key
+        elif self.holds:
+            key = schema.subnet_key(state.v4, state.v6)
+        else:
+            return Drop(record.key, record.mod_revision)
+        value = self._render(attributes, record)
+        return Move(record.key, record.mod_revision, key, value, self._owner, record.lease_id, self.ttl)
+
+    def _rival(self, record: Lease, subnet: str | None) -> Lease | None:
+        """An earlier record of another node that overlaps a subnet of ours which is not in use yet."""
+        if subnet is None or subnet in (self.state.v4, self.state.v6) or record.node_id != self._id:
+            return None
+        cluster = self._cluster
+        earlier = (
+            lease
+            for lease in cluster.leases.values()
+            if lease.create_revision < record.create_revision
+            and lease.key != record.key
+            and lease.node_id != self._id
+            and lease.key not in cluster.withheld
+        )
+        return allocate.overlaps(subnet, earlier)
 
     def _render(self, attributes: Attributes, previous: Lease | None) -> bytes:
         return schema.lease_value(*attributes, previous=previous.raw if previous is not None else b"")
@@ -375,6 +435,9 @@ class LeaseSession:
             self._question(request.key)
 
     def _written(self, request: Request, answer: Written, now: float) -> None:
+        if isinstance(request, Drop):
+            self._forget()
+            return
         assert isinstance(request, Claim | Rewrite | Move)
         created = answer.revision
         if isinstance(request, Rewrite) and self._record is not None:
@@ -384,7 +447,7 @@ class LeaseSession:
         assert isinstance(lease, Lease)
         if answer.ttl:
             self._granted.add(answer.lease)
-        self._adopt(lease, now)
+        self._adopt(lease)
         if answer.ttl:
             self._renewed(answer.ttl, now)
 
@@ -400,15 +463,17 @@ class LeaseSession:
         if isinstance(request, Move):
             self._refuse(request.key, now)
         if lease is not None and self._is_ours(lease):
-            self._adopt(lease, now)
+            self._adopt(lease)
         elif not self.holds:
+            self._forget()
             if isinstance(request, Claim):
                 self._refuse(key, now)
         elif key != self.state.key:
             self._question(self.state.key)  # a move that was not carried out
         elif lease is not None or answer.unreadable:
-            self._record = None
             self._conflict(self._other(lease))
+            self._detach()
+            self._record = None
             self._wake = now + self._jittered(RECHECK)
         else:
             self._vanished(now)
@@ -443,26 +508,42 @@ class LeaseSession:
 
     # --------------------------------------------------------------------------------------------- states
 
-    def _adopt(self, lease: Lease, now: float) -> None:
-        """This record is ours."""
+    def _adopt(self, lease: Lease) -> None:
+        """This record is ours. Subnets in it that are not in use yet are on trial first."""
         state = self.state
         if lease.lease_id != state.lease_id or not lease.lease_id:
             state.ttl, state.renewed, state.expires = 0, 0.0, 0.0  # not known: renewed at once
-        state.state, state.problem = "held", ""
-        state.key, state.v4, state.v6 = lease.key, lease.v4, lease.v6
-        state.lease_id, state.reservation = lease.lease_id, not lease.lease_id
+        state.key, state.lease_id, state.reservation = lease.key, lease.lease_id, not lease.lease_id
         state.create_revision, state.mod_revision = lease.create_revision, lease.mod_revision
         self._record = lease
         self._values.add(lease.raw)
         self._doubts.clear()
+        self._trial = any(subnet not in (None, state.v4, state.v6) for subnet in (lease.v4, lease.v6))
+        if self.holds or not self._trial:
+            self._hold()
+
+    def _hold(self) -> None:
+        """There are subnets to use, and their record is ours."""
+        self.state.state, self.state.problem = "held", ""
         self._races = 0
         self._avoid.clear()
         for code in ("lease-lost", "lease-conflict", "subnets-exhausted"):
             self._findings.pop(code, None)
         self._review()
 
+    def _detach(self) -> None:
+        """The record is not ours now: what of it was on trial is not wanted again, only what is in use."""
+        self._trial = False
+        self.state.key = schema.subnet_key(self.state.v4, self.state.v6)
+
+    def _forget(self) -> None:
+        """We have no record, and no subnet in use."""
+        self._record, self._trial = None, False
+        self.state.key, self.state.lease_id, self.state.mod_revision = "", 0, 0
+
     def _vanished(self, now: float) -> None:
         """No record under our key."""
+        self._detach()
         state = self.state
         if obstacle := self._obstacle():
             self._conflict(obstacle)

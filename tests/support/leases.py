@@ -81,11 +81,9 @@ class World:
     def settle(self, rounds: int = 200) -> None:
         """Until nobody has anything to do at this instant."""
         for _ in range(rounds):
-            busy = False
-            for node in self.rng.sample(self.nodes, len(self.nodes)):
-                busy |= node.hear()
-                busy |= node.act()
-            if not busy:
+            steps = [step for node in self.nodes for step in (node.hear, node.act)]
+            busy = [step() for step in self.rng.sample(steps, len(steps))]
+            if not any(busy):
                 return
         raise AssertionError(f"no rest after {rounds} rounds: {[n.log[-6:] for n in self.nodes]}")
 

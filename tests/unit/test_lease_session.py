@@ -110,14 +110,103 @@ def test_an_unknown_outcome_is_read_back(happened: bool) -> None:
     assert kinds(a).count(Claim) == (1 if happened else 2)
 
 
-def test_two_subnets_are_never_held_by_one_node_when_replies_are_lost_while_deaf() -> None:
+def test_a_claim_is_used_when_the_watch_has_shown_it_and_all_before_it() -> None:
     world = World()
     a = world.node("a")
     a.hear()
     a.deaf, a.lose = True, True
     world.advance(5)
-    assert a.state.state == "held"
+    assert (a.state.state, a.state.v4) == ("claiming", None)
     assert list(world.leases()) == [a.state.key]
+    a.deaf = False
+    world.settle()
+    assert (a.state.state, list(world.leases())) == ("held", [a.state.key])
+
+
+def racing(world: World, *nodes: Node) -> None:
+    """All choose by the same view, then write one after the other."""
+    for node in nodes:
+        node.hear()
+    requests = [node.session.next(world.now) for node in nodes]
+    for node, request in zip(nodes, requests, strict=True):
+        assert request is not None
+        node.session.done(node._answer(request), world.now)
+
+
+def test_the_later_of_two_claims_with_one_ipv6_subnet_yields() -> None:
+    # One IPv6 subnet would be free if the first had been seen: the keys differ by their IPv4 parts.
+    world = World(DUAL)
+    a, b = world.node("a", ip6="fd00:50::11"), world.node("b", ip6="fd00:50::12")
+    for node in (a, b):
+        node.session._remembered = (node.session._remembered[0]._replace(v6="fc00:0:0:7::/64"),)
+    racing(world, a, b)
+    assert len(world.leases()) == 2
+    world.settle()
+    assert a.state.state == b.state.state == "held"
+    assert a.state.v6 == "fc00:0:0:7::/64"
+    assert b.state.v6 not in (None, a.state.v6)
+    assert set(world.leases()) == {a.state.key, b.state.key}
+
+
+def test_the_later_of_two_claims_of_different_lengths_yields() -> None:
+    world = World()
+    a = world.node("a", remembered=Subnets("10.5.7.0/24"))
+    b = world.node("b", remembered=Subnets("10.5.7.128/25"))
+    racing(world, a, b)
+    world.settle()
+    assert a.state.v4 == "10.5.7.0/24"
+    assert b.state.state == "held"
+    assert b.state.v4 not in (None, "10.5.7.128/25")
+    assert set(world.leases()) == {a.state.key, b.state.key}
+
+
+def test_where_nothing_is_left_the_later_claim_is_dropped() -> None:
+    world = World('{"Network":"10.5.0.0/24","SubnetLen":26,"SubnetMin":"10.5.0.192","Backend":{"Type":"vxlan"}}')
+    a = world.node("a")
+    b = world.node("b", remembered=Subnets("10.5.0.224/27"))
+    racing(world, a, b)
+    world.settle()
+    assert a.state.state == "held"
+    assert (b.state.state, b.state.v4, b.codes) == ("claiming", None, {"subnets-exhausted"})
+    assert list(world.leases()) == [a.state.key]
+    assert world.owner("10.5.0.224-27") is None
+
+
+def test_two_nodes_that_widen_at_once_get_different_subnets() -> None:
+    world = World()
+    a, b = held(world, "a"), held(world, "b")
+    for node in (a, b):
+        node.session._remembered = (node.session._remembered[0]._replace(v6="fc00:0:0:7::/64"),)
+    before = a.state.v4, b.state.v4
+    world.configure(DUAL)
+    racing(world, a, b)
+    world.settle()
+    assert (a.state.v4, b.state.v4) == before
+    assert a.state.v6 == "fc00:0:0:7::/64"
+    assert b.state.v6 not in (None, a.state.v6)
+    assert set(world.leases()) == {a.state.key, b.state.key}
+
+
+def test_a_subnet_on_trial_is_not_claimed_again_before_one_in_use() -> None:
+    world = World()
+    a, b = held(world, "a"), held(world, "b")
+    for node in (a, b):
+        node.session._remembered = (node.session._remembered[0]._replace(v6="fc00:0:0:7::/64"),)
+    world.configure(DUAL)
+    racing(world, a, b)
+    b.deaf = True
+    world.settle()
+    assert (a.state.v6, b.state.v6) == ("fc00:0:0:7::/64", None)
+    b.session._remembered = ()
+    world.wipe()
+    b.deaf = False
+    a.deaf = True
+    world.settle()
+    a.deaf = False
+    world.settle()
+    assert a.state.state == b.state.state == "held"
+    assert a.state.v6 == "fc00:0:0:7::/64"
+    assert set(world.leases()) == {a.state.key, b.state.key}
 
 
 # -------------------------------------------------------------------------------------------------- renewal
@@ -231,11 +320,14 @@ def test_an_old_listing_does_not_make_a_node_doubt_its_new_claim() -> None:
     world = World()
     a = world.node("a")
     a.hear()
-    a.act()
-    assert a.state.state == "held"
     world.put(KEYS.node("x"), b'{"name":"x","id":"y"}')
-    a.hear()
-    assert not a.act()
+    a.act()
+    a.deaf = True
+    world.settle()
+    assert kinds(a) == [Claim]
+    a.deaf = False
+    world.settle()
+    assert (a.state.state, kinds(a)) == ("held", [Claim])
 
 
 def test_flannel_on_another_host_overwrites_the_key() -> None:
