@@ -10,6 +10,7 @@ running containers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,12 +19,12 @@ import msgspec
 
 from netagent import __version__, config, subnet_env, views
 from netagent.config import Settings
-from netagent.errors import ConfigError
+from netagent.errors import ConfigError, KernelError
 from netagent.identity import Identity
 from netagent.kernel.base import Host
 from netagent.kernel.interface import Choice, choose
 from netagent.leasing import Leasing
-from netagent.model import Facts, Finding, Lease, Network, Node, NodeRecord, Sysctl
+from netagent.model import Facts, Family, Finding, Lease, Network, Node, NodeRecord, Sysctl
 from netagent.plan import hostplan
 from netagent.plan.cluster import WITHHOLD, Cluster, ClusterChange
 from netagent.plan.compose import Composer
@@ -45,6 +46,7 @@ SNAPSHOT_AFTER = 1.0
 CLAIM_TIME = 1.0
 # Between two looks at what on this host hinders traffic (foreign firewalls say nothing when they change, in part).
 INSPECT_EVERY = 60.0
+INSPECT_AFTER = 0.2
 
 # Settings that take effect on SIGHUP; the others need a restart, which loses no packet either.
 RELOADABLE = frozenset(
@@ -99,6 +101,7 @@ class Agent:
         self._shared: Mapping[str, str] = {}
         self._subnets: tuple[str | None, str | None, str] = (None, None, "")
         self._findings: dict[str, tuple[Finding, ...]] = {}
+        self._places: list[tuple[str, Family]] = []
         self._base_ready = asyncio.Event()
         self._network_since = 0.0  # of the monotonic clock: when the first network came in force
 
@@ -170,11 +173,29 @@ class Agent:
         """Look for what on this host hinders the network's traffic, now and then and when facts change."""
         await self.first_pass.wait()
         while True:
-            composer = self.planning.composer
-            if composer is not None and self.network is not None:
-                prefixes = [p for p in (self.network.v4, self.network.v6) if p is not None]
-                self._findings["host"] = tuple(self.host.findings(prefixes, composer.ports))
-            await asyncio.sleep(INSPECT_EVERY)
+            self._look_around()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INSPECT_EVERY):
+                    await self.reconciler.others_changed.wait()
+                    # A tool that sets up its firewall does so in many steps.
+                    await asyncio.sleep(INSPECT_AFTER)
+            self.reconciler.others_changed.clear()
+
+    def _look_around(self) -> None:
+        """What other tools' firewalls do to the network's traffic, and where they take an accept of ours."""
+        composer, network = self.planning.composer, self.network
+        if composer is None or network is None:
+            return
+        try:
+            if self.settings.firewall_integrate and (places := self.host.places()) != self._places:
+                self._places = places
+                self._replan(peers=False)
+            prefixes = [prefix for prefix in (network.v4, network.v6) if prefix is not None]
+            self.note("host", self.host.findings(prefixes, composer.ports))
+        except KernelError as error:
+            log.warning("the firewalls of this host cannot be read: %s", error)
+        # Not every setting tells when it is changed.
+        self.reconciler.invalidate(("sysctl", "offload"))
 
     # ------------------------------------------------------------------------------------------- records
 
@@ -250,7 +271,10 @@ class Agent:
             v6=state.v6,
         )
         host = HostOptions(
-            ip_masq=settings.ip_masq, firewall_integrate=settings.firewall_integrate, table=settings.firewall_table
+            ip_masq=settings.ip_masq,
+            firewall_integrate=settings.firewall_integrate,
+            places=tuple(self._places),
+            table=settings.firewall_table,
         )
         sysctls = self._present_sysctls(hostplan.observed(self.network, self.facts))
         composer = self.planning.plan(self.network, node, self.facts, host, self.cluster.nodes, sysctls)

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from netagent.contract import RANK_BASE, RANK_PEER, Backend, Context
-from netagent.model import Facts, Finding, Lease, Link, Network, Node, NodeRecord, Object
+from netagent.model import Facts, Family, Finding, Lease, Link, Network, Node, NodeRecord, Object
 from netagent.plan import compose, hostplan
 from netagent.plan.compose import Composer, Standing
 from netagent.reconcile import Reconciler
@@ -52,6 +52,7 @@ class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     ip_masq: bool
     firewall_integrate: bool
+    places: tuple[tuple[str, Family], ...]
     table: str
 
 
@@ -155,6 +156,7 @@ class Planning:
             links=[obj for base in bases for obj in base.plan.objects if isinstance(obj, Link)],
             direct=any(s.backend.direct(s.context.options) for s in composer.standing),
             firewall_integrate=host.firewall_integrate,
+            places=host.places,
             sysctls=sysctls,
             table=host.table,
         )

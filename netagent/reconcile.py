@@ -102,6 +102,7 @@ class Reconciler:
     ) -> None:
         self.host = host
         self.facts_changed = asyncio.Event()
+        self.others_changed = asyncio.Event()  # other programs' firewalls
         self.adopted = asyncio.Event()
         self._clock = clock
         self._jitter = jitter
@@ -286,6 +287,8 @@ class Reconciler:
             if change.kind == "facts":
                 self.facts_changed.set()
                 continue
+            if change.kind == "accept":
+                self.others_changed.set()
             for kind in (change.kind, *DEPENDENTS.get(change.kind, ())):
                 self._dirty.setdefault(kind, now)
         if self._dirty:

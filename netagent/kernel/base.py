@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from netagent.model import Facts, Finding, Key, Object, RouteFact
+from netagent.model import Facts, Family, Finding, Key, Object, RouteFact
 
 
 class Op(NamedTuple):
@@ -71,6 +71,10 @@ class Host(Protocol):
     def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
         """What on this host would hinder the network's traffic: foreign base chains that drop it, rp_filter,
         devices of another owner ... `prefixes` are the networks, `ports` UDP ports that peers must reach."""
+        ...
+
+    def places(self) -> list[tuple[str, Family]]:
+        """Where other tools take an accept of ours now (ForeignAccept.place), with the family."""
         ...
 
     def close(self) -> None: ...

@@ -22,6 +22,7 @@ from netagent.model import (
     Address,
     AddressFact,
     Facts,
+    Family,
     FdbEntry,
     Finding,
     ForeignAccept,
@@ -166,6 +167,9 @@ class FakeHost:
         return found[1] if found else None
 
     def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
+        return []
+
+    def places(self) -> list[tuple[str, Family]]:
         return []
 
     def close(self) -> None:

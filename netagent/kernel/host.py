@@ -17,7 +17,7 @@ from typing import Protocol
 
 from netagent.config import Settings
 from netagent.errors import KernelError
-from netagent.kernel import tun
+from netagent.kernel import foreign, tun
 from netagent.kernel.addresses import Addresses
 from netagent.kernel.base import Change, Failure, Op
 from netagent.kernel.bulk import KINDS as BULK
@@ -28,16 +28,18 @@ from netagent.kernel.journal import Journal
 from netagent.kernel.links import Links
 from netagent.kernel.netlink import EventSocket, RequestSocket
 from netagent.kernel.nexthops import NexthopIds
+from netagent.kernel.places import Places
 from netagent.kernel.settings import HostSettings
 from netagent.kernel.wire import nexthops, routes
 from netagent.kernel.wire.message import AF_INET, AF_INET6
-from netagent.model import Facts, Finding, Link, Object, RouteFact
+from netagent.model import Facts, Family, Finding, Link, Object, RouteFact
 
 PROTOCOL = 110  # of our routes and nexthop objects, free in rtnetlink's list
 NEXTHOP_IDS = (0x6E000000, 1 << 20)  # first and count
 
 FIREWALL = frozenset(("nft", "element"))
-SETTINGS = frozenset(("sysctl", "offload", "accept"))
+SETTINGS = frozenset(("sysctl", "offload"))
+PLACES = frozenset(("accept",))
 
 _DATAGRAMS = 512  # of events between two breaths of the event loop
 
@@ -68,6 +70,7 @@ class LinuxHost:
         nexthop_ids: tuple[int, int] = NEXTHOP_IDS,
         firewall: Firewall | None = None,
         settings: Writer | None = None,
+        places: Places | None = None,
         inspect: Inspect | None = None,
     ) -> None:
         self.protocol = protocol
@@ -75,6 +78,7 @@ class LinuxHost:
         self._events = EventSocket(self._netlink.port)
         self._firewall = firewall
         self._settings = settings
+        self._places = places
         self._inspect = inspect
         self._ours = Ours()
         self._ids = NexthopIds(*nexthop_ids)
@@ -82,6 +86,7 @@ class LinuxHost:
         self._addresses = Addresses(self._netlink, self._links, self._ours)
         self._bulk = Bulk(self._netlink, protocol, self._links, self._ids, self._ours)
         self._translator = Translator(protocol, self._links, self._ids, self._ours)
+        self._writers: dict[str, Writer | None] = {"firewall": firewall, "settings": settings, "places": places}
         self._lost: set[str] = set()  # abilities that turned out to be missing
         self._has_nexthops = self._probe_nexthops()
 
@@ -105,7 +110,7 @@ class LinuxHost:
             elif part == "address":
                 failures += self._addresses.apply(run)
             else:
-                writer = self._firewall if part == "firewall" else self._settings
+                writer = self._writers[part]
                 if writer is None:
                     failures += [Failure(op, errno.EOPNOTSUPP, f"nothing here writes {op.object.KIND}") for op in run]
                 else:
@@ -145,7 +150,7 @@ class LinuxHost:
                 objects += self._bulk.dump_fdb()
             if "route" in kinds:
                 objects += self._bulk.dump_routes()
-            for writer, part in ((self._firewall, FIREWALL), (self._settings, SETTINGS)):
+            for writer, part in ((self._firewall, FIREWALL), (self._settings, SETTINGS), (self._places, PLACES)):
                 asked = part.intersection(kinds)
                 if writer is not None and asked:
                     objects += writer.dump(asked, [obj for obj in wanted if obj.KIND in asked])
@@ -229,6 +234,10 @@ class LinuxHost:
     def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
         return [] if self._inspect is None else self._inspect(prefixes, ports)
 
+    def places(self) -> list[tuple[str, Family]]:
+        """Where other tools take an accept of ours now, with the family."""
+        return [] if self._places is None else self._places.found()
+
     # ------------------------------------------------------------------------------------------ hints
 
     async def changes(self) -> AsyncIterator[list[Change]]:
@@ -266,8 +275,18 @@ class LinuxHost:
 def open_host(settings: Settings) -> LinuxHost:
     """The host of this agent: its protocol number, its nft table. KernelError says what is missing."""
     firewall = Firewall(settings.firewall_table, state=settings.state_dir / "firewall.json")
-    host_settings = HostSettings(Journal(settings.state_dir / "journal.json"))
-    return LinuxHost(settings.route_protocol, firewall=firewall, settings=host_settings)
+    journal = Journal(settings.state_dir / "journal.json")
+
+    def inspect(prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
+        return foreign.findings(firewall.nft.ruleset(), (firewall.family, firewall.name), prefixes, ports)
+
+    return LinuxHost(
+        settings.route_protocol,
+        firewall=firewall,
+        settings=HostSettings(journal),
+        places=Places(firewall, journal),
+        inspect=inspect,
+    )
 
 
 def _part(kind: str) -> str:
@@ -276,4 +295,6 @@ def _part(kind: str) -> str:
         return "bulk"
     if kind in FIREWALL:
         return "firewall"
-    return "settings" if kind in SETTINGS else kind
+    if kind in SETTINGS:
+        return "settings"
+    return "places" if kind in PLACES else kind
