@@ -106,6 +106,10 @@ def man(root: Node) -> Iterator[str]:
         "tunnel in user space (udp). It shares etcd's records and the wire formats with flannel. Traffic outlives "
         "the agent: what it has set up in the kernel stays when it stops, and the next one takes it over."
     )
+    yield ".SH OPTIONS"
+    for option in root.options:
+        again = " Every command has this option." if "--help" in option.names else ""
+        yield from (".TP", f"\\fB{_roff(_spelled(option))}\\fR", _roff(_explained(option) + "." + again))
     yield ".SH COMMANDS"
     for node in root.walk():
         if not node.path:
