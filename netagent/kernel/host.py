@@ -29,7 +29,7 @@ from netagent.kernel.links import Links
 from netagent.kernel.netlink import EventSocket, RequestSocket
 from netagent.kernel.nexthops import NexthopIds
 from netagent.kernel.places import Places
-from netagent.kernel.settings import HostSettings
+from netagent.kernel.settings import Settings as HostSettings
 from netagent.kernel.wire import nexthops, routes
 from netagent.kernel.wire.message import AF_INET, AF_INET6
 from netagent.model import Facts, Family, Finding, Link, Object, RouteFact
@@ -69,7 +69,7 @@ class LinuxHost:
         protocol: int = PROTOCOL,
         nexthop_ids: tuple[int, int] = NEXTHOP_IDS,
         firewall: Firewall | None = None,
-        settings: Writer | None = None,
+        settings: HostSettings | None = None,
         places: Places | None = None,
         inspect: Inspect | None = None,
     ) -> None:
@@ -86,6 +86,7 @@ class LinuxHost:
         self._addresses = Addresses(self._netlink, self._links, self._ours)
         self._bulk = Bulk(self._netlink, protocol, self._links, self._ids, self._ours)
         self._translator = Translator(protocol, self._links, self._ids, self._ours)
+        self._others: list[Firewall | HostSettings] = [part for part in (firewall, settings) if part is not None]
         self._writers: dict[str, Writer | None] = {"firewall": firewall, "settings": settings, "places": places}
         self._lost: set[str] = set()  # abilities that turned out to be missing
         self._has_nexthops = self._probe_nexthops()
@@ -94,8 +95,8 @@ class LinuxHost:
         """Close the sockets; the kernel's state stays."""
         self._netlink.close()
         self._events.close()
-        if self._firewall is not None:
-            self._firewall.close()
+        for source in self._others:
+            source.close()
 
     # ------------------------------------------------------------------------------------------ write
 
@@ -243,9 +244,7 @@ class LinuxHost:
     async def changes(self) -> AsyncIterator[list[Change]]:
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
-        sources = [self._events.fileno()]
-        if self._firewall is not None:
-            sources.append(self._firewall.fileno())
+        sources = [self._events.fileno(), *(part.fileno() for part in self._others)]
         for source in sources:
             loop.add_reader(source, ready.set)
         try:
@@ -267,8 +266,8 @@ class LinuxHost:
         hints = self._translator.changes(events.datagrams)
         if events.lost:
             hints = self._translator.everything()
-        if self._firewall is not None:
-            hints += self._firewall.read()
+        for part in self._others:
+            hints += part.read()
         return hints
 
 
@@ -278,7 +277,8 @@ def open_host(settings: Settings) -> LinuxHost:
     journal = Journal(settings.state_dir / "journal.json")
 
     def inspect(prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
-        return foreign.findings(firewall.nft.ruleset(), (firewall.family, firewall.name), prefixes, ports)
+        found = foreign.findings(firewall.nft.ruleset(), (firewall.family, firewall.name), prefixes, ports)
+        return [journal.finding, *found] if journal.finding is not None else found
 
     return LinuxHost(
         settings.route_protocol,

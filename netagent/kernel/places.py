@@ -23,6 +23,7 @@ from netagent.model import Family, ForeignAccept, Object
 COMMENT = "netagent"
 DOCKER, FIREWALLD = "docker-user", "firewalld"
 ZONE = "trusted"
+_PREFIX = "accept:"  # of keys in the journal
 DEADLINE = 10.0  # seconds, for firewall-cmd
 
 _TABLE: dict[Family, str] = {4: "ip", 6: "ip6"}
@@ -65,13 +66,11 @@ class Places:
                     self._journal.forget(key)
             except KernelError as error:
                 failures.append(Failure(op, error.errno or errno.EIO, error.message))
-            except OSError as error:
-                failures.append(Failure(op, error.errno or errno.EIO, f"the journal cannot be written: {error}"))
         return failures
 
     def dump(self, kinds: Collection[str], wanted: Iterable[Object] = ()) -> list[Object]:
         """The accepts that stand, of ours."""
-        known = {accept for key in self._journal if (accept := _accept(key)) is not None}
+        known = {_accept(key) for key in self._journal.entries(_PREFIX)}
         asked = known | {obj for obj in wanted if isinstance(obj, ForeignAccept)}
         if not asked:
             return []
@@ -119,15 +118,13 @@ class Places:
 
 
 def _key(accept: ForeignAccept) -> str:
-    return f"accept {accept.place} {accept.family} {accept.prefix}"
+    return f"{_PREFIX}{accept.place}:{accept.family}:{accept.prefix}"
 
 
-def _accept(key: str) -> ForeignAccept | None:
-    """The accept of a journal's key; None if the entry is of another kind."""
-    words = key.split(" ")
-    if len(words) != 4 or words[0] != "accept":
-        return None
-    return ForeignAccept(words[1], 4 if words[2] == "4" else 6, words[3])
+def _accept(key: str) -> ForeignAccept:
+    """The accept of a journal's key."""
+    place, family, prefix = key.removeprefix(_PREFIX).split(":", 2)
+    return ForeignAccept(place, 4 if family == "4" else 6, prefix)
 
 
 def _rules(ruleset: foreign.Ruleset, table: str) -> list[dict[str, Any]]:
