@@ -6,11 +6,16 @@ only when asked for, in words for an operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from socket import AF_INET6, inet_aton, inet_pton
 from typing import TypeVar
 
 from netagent.model import Finding, Lease, Network, NodeRecord
 from netagent.store import schema
+
+# Findings of one kind that are told one by one: with thousands of nodes one mistake can make thousands.
+SHOWN = 20
 
 _K = TypeVar("_K")
 
@@ -29,14 +34,16 @@ class Checks:
         self._starts: dict[tuple[int, int], dict[int, tuple[str, ...]]] = {}
         self._overlaps: dict[str, set[str]] = {}
         self._clashes: set[str] = set()
-        self._spans: dict[int, tuple[int, int] | None] = {}  # of Network; empty while there is none
+        self._spans: dict[int, tuple[int, int] | None] = {}  # of Network, by bits; empty while there is none
 
     def network(self, network: Network, leases: Iterable[Lease]) -> None:
         self._spans = {
-            4: schema.span(network.v4) if network.v4 else None,
-            6: schema.span(network.v6) if network.v6 else None,
+            32: schema.span(network.v4) if network.v4 else None,
+            128: schema.span(network.v6) if network.v6 else None,
         }
-        self.outside = {lease.key for lease in leases if self._is_outside(lease)}
+        self.outside = {
+            lease.key for lease in leases if any(self._is_outside(*prefix) for prefix in _prefixes(lease))
+        }
 
     def names(
         self, touched: Iterable[str], nodes: Mapping[str, NodeRecord], alive: Mapping[str, schema.Owner]
@@ -50,18 +57,17 @@ class Checks:
 
     def add(self, lease: Lease) -> None:
         name = lease.key
-        for other in self.overlapping(lease):
-            self._overlaps.setdefault(name, set()).add(other)
-            self._overlaps.setdefault(other, set()).add(name)
-        for subnet in (lease.v4, lease.v6):
-            if subnet is not None:
-                bits, length, start = _numbers(subnet)
-                _append(self._starts.setdefault((bits, length), {}), start, name)
+        for bits, length, start in _prefixes(lease):
+            for other in self._overlapping(bits, length, start):
+                if other != name:
+                    self._overlaps.setdefault(name, set()).add(other)
+                    self._overlaps.setdefault(other, set()).add(name)
+            _append(self._starts.setdefault((bits, length), {}), start, name)
+            if self._spans and self._is_outside(bits, length, start):
+                self.outside.add(name)
         for address in (lease.public_ip, lease.public_ip6):
             if address is not None and len(_append(self.addresses, address, name)) > 1:
                 self._shared.add(address)
-        if self._spans and self._is_outside(lease):
-            self.outside.add(name)
 
     def remove(self, lease: Lease) -> None:
         name = lease.key
@@ -70,10 +76,8 @@ class Checks:
             rest.discard(name)
             if not rest:
                 del self._overlaps[other]
-        for subnet in (lease.v4, lease.v6):
-            if subnet is not None:
-                bits, length, start = _numbers(subnet)
-                _discard(self._starts[bits, length], start, name)
+        for bits, length, start in _prefixes(lease):
+            _discard(self._starts[bits, length], start, name)
         for address in (lease.public_ip, lease.public_ip6):
             if address is not None:
                 _discard(self.addresses, address, name)
@@ -83,33 +87,26 @@ class Checks:
 
     def overlapping(self, lease: Lease) -> set[str]:
         """Keys of other leases that share addresses with this one."""
-        found: set[str] = set()
-        for subnet in (lease.v4, lease.v6):
-            if subnet is None:
-                continue
-            bits, length, start = _numbers(subnet)
-            for (other_bits, other_length), starts in self._starts.items():
-                if other_bits != bits:
-                    continue
-                if other_length <= length:
-                    shift = bits - other_length
-                    found.update(starts.get(start >> shift << shift, ()))
-                else:
-                    shift = bits - length
-                    for other, names in starts.items():
-                        if other >> shift << shift == start:
-                            found.update(names)
+        found = {name for prefix in _prefixes(lease) for name in self._overlapping(*prefix)}
         found.discard(lease.key)
         return found
 
-    def _is_outside(self, lease: Lease) -> bool:
-        for bits, subnet in ((4, lease.v4), (6, lease.v6)):
-            if subnet is not None:
-                allowed = self._spans.get(bits)
-                first, last = schema.span(subnet)
-                if allowed is None or not allowed[0] <= first <= last <= allowed[1]:
-                    return True
-        return False
+    def _overlapping(self, bits: int, length: int, start: int) -> Iterator[str]:
+        for (other_bits, other_length), starts in self._starts.items():
+            if other_bits != bits:
+                continue
+            if other_length <= length:
+                shift = bits - other_length
+                yield from starts.get(start >> shift << shift, ())
+            else:
+                shift = bits - length
+                for other, names in starts.items():
+                    if other >> shift << shift == start:
+                        yield from names
+
+    def _is_outside(self, bits: int, length: int, start: int) -> bool:
+        allowed = self._spans.get(bits)
+        return allowed is None or not (allowed[0] <= start and start + (1 << (bits - length)) - 1 <= allowed[1])
 
     def findings(
         self,
@@ -118,22 +115,43 @@ class Checks:
         nodes: Mapping[str, NodeRecord],
         alive: Mapping[str, schema.Owner],
     ) -> Iterable[Finding]:
-        for name in sorted(self._overlaps):
-            for other in sorted(self._overlaps[name]):
-                if name < other:
-                    yield _overlap(leases[name], leases[other])
-        for address in sorted(self._shared):
-            yield _shared_address(address, [leases[name] for name in sorted(self.addresses[address])])
-        for name in sorted(self.outside):
+        """At most SHOWN of a kind, and how many more there are."""
+        pairs = ((name, other) for name, others in self._overlaps.items() for other in others if name < other)
+        overlaps = (_overlap(leases[name], leases[other]) for name, other in sorted(islice(pairs, SHOWN)))
+        yield from overlaps
+        for address in _some(self._shared):
+            yield _shared_address(address, [leases[name] for name in self.addresses[address]])
+        for name in _some(self.outside):
             yield _outside(leases[name], network)
-        for name in sorted(self._clashes):
+        for name in _some(self._clashes):
             yield _clash(name, nodes[name].id, alive[name].id)
+        for code, found in (
+            ("lease-shared-address", self._shared),
+            ("lease-outside-network", self.outside),
+            ("node-name-clash", self._clashes),
+        ):
+            if len(found) > SHOWN:
+                yield more(code, len(found) - SHOWN)
 
 
-def _numbers(subnet: str) -> tuple[int, int, int]:
-    """(bits of the family, prefix length, first address)."""
-    start, _ = schema.span(subnet)
-    return 128 if ":" in subnet else 32, int(subnet[subnet.index("/") + 1 :]), start
+def _some(names: Iterable[str]) -> list[str]:
+    return sorted(names)[:SHOWN]
+
+
+def more(code: str, count: int) -> Finding:
+    return Finding(code=code, subject="more", message=f"{count} more like these", remedy="see `netagent lease list`")
+
+
+def _prefixes(lease: Lease) -> list[tuple[int, int, int]]:
+    """(bits of the family, prefix length, first address) of its subnets."""
+    found = []
+    if lease.v4 is not None:
+        text, _, length = lease.v4.partition("/")
+        found.append((32, int(length), int.from_bytes(inet_aton(text), "big")))
+    if lease.v6 is not None:
+        text, _, length = lease.v6.partition("/")
+        found.append((128, int(length), int.from_bytes(inet_pton(AF_INET6, text), "big")))
+    return found
 
 
 def _append(index: dict[_K, tuple[str, ...]], key: _K, name: str) -> tuple[str, ...]:
@@ -171,7 +189,9 @@ def _overlap(one: Lease, two: Lease) -> Finding:
 
 def _shared_address(address: str, leases: Iterable[Lease]) -> Finding:
     holders = list(leases)
-    keys = ", ".join(f"{lease.key} ({lease.label})" for lease in holders)
+    keys = ", ".join(f"{lease.key} ({lease.label})" for lease in holders[:SHOWN])
+    if len(holders) > SHOWN:
+        keys += f" and {len(holders) - SHOWN} more"
     if len({lease.node_id for lease in holders}) == 1 and holders[0].node_id:
         message = f"{holders[0].label} holds several leases: {keys}"
         remedy = "release those that it does not use: `netagent lease release SUBNET`"

@@ -11,7 +11,8 @@ while packets flow.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -329,11 +330,25 @@ class Cluster:
         return (
             *config,
             *self._config_findings,
-            *self._malformed.values(),
-            *(checks.disputed(self.leases[name], self._owners[name][0]) for name in sorted(self._disputed)),
+            *islice(self._malformed.values(), checks.SHOWN),
+            *self._more(),
+            *(
+                checks.disputed(self.leases[name], self._owners[name][0])
+                for name in sorted(self._disputed)[: checks.SHOWN]
+            ),
             *self._checks.findings(self.network, self.leases, self.nodes, self.alive),
-            *(_withheld(self.leases[name]) for name in sorted(self.withheld)),
+            *(_withheld(self.leases[name]) for name in sorted(self.withheld)[: checks.SHOWN]),
         )
+
+    def _more(self) -> Iterator[Finding]:
+        """How many are not told one by one."""
+        for code, count in (
+            ("lease-malformed-value", len(self._malformed)),
+            ("lease-two-owners", len(self._disputed)),
+            ("lease-withheld", len(self.withheld)),
+        ):
+            if count > checks.SHOWN:
+                yield checks.more(code, count - checks.SHOWN)
 
     # -------------------------------------------------------------------------------------------- on disk
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -45,51 +45,17 @@ from netagent.plan.lease_requests import (
     Rewrite,
     Written,
 )
+from netagent.plan.lease_state import Attributes, LeaseState, Subnets, writer
 from netagent.store import schema
 from netagent.store.base import KeyValue
+
+__all__ = ["Attributes", "LeaseSession", "LeaseState", "Subnets"]
 
 BACKOFF_FIRST, BACKOFF_LAST = 0.5, 30.0  # seconds, after failures
 RACE_FIRST, RACE_LAST = 0.02, 1.0  # after a race for a subnet was lost
 RECHECK = 30.0  # between looks at a record that somebody else holds, or at a network without free subnets
 
-
-class Attributes(NamedTuple):
-    """What the node publishes in its lease: its addresses and the backend's data (contract.LeaseData)."""
-
-    public_ip: str | None = None
-    public_ip6: str | None = None
-    backend: str = ""
-    data: Mapping[str, Any] | None = None
-    data6: Mapping[str, Any] | None = None
-
-
-class Subnets(NamedTuple):
-    """Subnets of an earlier run. `live`: containers of that run may still be using them (same boot of the host)."""
-
-    v4: str | None = None
-    v6: str | None = None
-    live: bool = False
-
-
 _NOTHING = Subnets()
-
-
-class LeaseState(msgspec.Struct, kw_only=True):
-    """For status. Times are of the steady clock that the driver uses; 0.0: never."""
-
-    state: str = "none"  # none, claiming, held, restored, lost, conflict
-    key: str = ""
-    v4: str | None = None
-    v6: str | None = None
-    lease_id: int = 0
-    ttl: int = 0  # seconds, as etcd granted it; 0 for a reservation, or not known yet
-    renewed: float = 0.0
-    expires: float = 0.0
-    reservation: bool = False
-    source: str = ""  # by which rule the subnet was chosen (allocate.Choice.source)
-    problem: str = ""
-    create_revision: int = 0
-    mod_revision: int = 0
 
 
 class LeaseSession:
@@ -471,7 +437,7 @@ class LeaseSession:
         elif key != self.state.key:
             self._question(self.state.key)  # a move that was not carried out
         elif lease is not None or answer.unreadable:
-            self._conflict(self._other(lease))
+            self._conflict(self._writer(lease))
             self._detach()
             self._record = None
             self._wake = now + self._jittered(RECHECK)
@@ -572,19 +538,10 @@ class LeaseSession:
             f"netagent, run `netagent lease release --node {self._name}` on it and start netagent",
         )
 
-    def _other(self, lease: Lease | None) -> str:
+    def _writer(self, lease: Lease | None) -> str:
         """Who wrote our record, in words."""
-        key = self.state.key
-        if lease is None:
-            return f"somebody has written something to {key} that is no lease"
-        at = lease.public_ip or lease.public_ip6 or "no address"
-        if lease.node_id == self._id:
-            return f"another agent at {at} with this node's id has written {key} (a copied state directory?)"
-        if lease.node:
-            return f"node {lease.node} at {at} has written {key}"
-        if self._same_address(lease):
-            return f"another agent on this host, probably flanneld, has written {key}"
-        return f"an agent at {at}, probably a flanneld, has written {key}"
+        same = lease is not None and self._same_address(lease)
+        return writer(self.state.key, lease, ours=self._id, here=same)
 
     def _note(self, code: str, subject: str, message: str, *, severity: Any = "warning", remedy: str = "") -> None:
         self._findings[code] = Finding(code=code, subject=subject, message=message, severity=severity, remedy=remedy)

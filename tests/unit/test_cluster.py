@@ -246,6 +246,21 @@ def test_two_nodes_of_one_name() -> None:
     assert view.findings() == ()
 
 
+def test_a_mistake_of_the_whole_cluster_is_told_in_few_findings() -> None:
+    many = [subnet(f"10.77.{n}.0-24") for n in range(1, 201)]
+    junk = [KeyValue(KEYS.subnet(f"junk{n}"), b"") for n in range(100)]
+    view = cluster(*many, *junk)
+    found = view.findings()
+    assert len(found) < 60
+    said = {(finding.code, finding.message) for finding in found if finding.subject == "more"}
+    assert said == {
+        ("lease-outside-network", "180 more like these"),
+        ("lease-malformed-value", "80 more like these"),
+    }
+    (shared,) = [finding for finding in found if finding.code == "lease-shared-address"]
+    assert shared.message.endswith("and 180 more")
+
+
 def test_leases_are_found_by_address() -> None:
     view = cluster(subnet("10.5.1.0-24"))
     assert [lease.key for lease in view.node_of("192.168.50.11")] == ["10.5.1.0-24"]
