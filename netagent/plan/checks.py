@@ -120,7 +120,7 @@ class Checks:
         overlaps = (_overlap(leases[name], leases[other]) for name, other in sorted(islice(pairs, SHOWN)))
         yield from overlaps
         for address in _some(self._shared):
-            yield _shared_address(address, [leases[name] for name in self.addresses[address]])
+            yield _shared_address(address, [leases[name] for name in sorted(self.addresses[address])])
         for name in _some(self.outside):
             yield _outside(leases[name], network)
         for name in _some(self._clashes):
