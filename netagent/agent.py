@@ -173,7 +173,7 @@ class Agent:
         """Look for what on this host hinders the network's traffic, now and then and when facts change."""
         await self.first_pass.wait()
         while True:
-            self._look_around()
+            await self._look_around()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INSPECT_EVERY):
                     await self.reconciler.others_changed.wait()
@@ -181,7 +181,7 @@ class Agent:
                     await asyncio.sleep(INSPECT_AFTER)
             self.reconciler.others_changed.clear()
 
-    def _look_around(self) -> None:
+    async def _look_around(self) -> None:
         """What other tools' firewalls do to the network's traffic, and where they take an accept of ours."""
         composer, network = self.planning.composer, self.network
         if composer is None or network is None:
@@ -190,6 +190,7 @@ class Agent:
             if self.settings.firewall_integrate and (places := self.host.places()) != self._places:
                 self._places = places
                 self._replan(peers=False)
+            await self.reconciler.settled()
             prefixes = [prefix for prefix in (network.v4, network.v6) if prefix is not None]
             self.note("host", self.host.findings(prefixes, composer.ports))
         except KernelError as error:
@@ -324,7 +325,8 @@ class Agent:
             )
             return self.choice is not None
         self._findings["interface"] = ()
-        if choice != self.choice:
+        # What else there was (`others`) changes with every device, and is for status alone.
+        if self.choice is None or msgspec.structs.replace(choice, others=self.choice.others) != self.choice:
             log.info("interface %s: %s", choice.interface, choice.why)
         self.choice = choice
         return True
