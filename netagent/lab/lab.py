@@ -185,8 +185,10 @@ class Lab:
             return f"{node.name}: its agent does not answer yet"
         if not status.verdict.ready:
             return f"{node.name}: {'; '.join(status.verdict.blockers) or status.verdict.reason}"
-        if backend and status.network.backend != backend:
-            return f"{node.name}: still {status.network.backend}"
+        if backend and status.backend.type != backend:
+            return f"{node.name}: still {status.backend.type}"
+        if backend and (late := [peer.node for peer in status.peers.shown if peer.backend != backend]):
+            return f"{node.name}: {', '.join(late)} not on {backend} yet"
         if node.subnet_env().get("FLANNEL_MTU") != str(status.backend.mtu):
             return f"{node.name}: subnet.env does not have MTU {status.backend.mtu} yet"
         if status.peers.total < len(self.nodes) - 1:
