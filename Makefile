@@ -46,8 +46,9 @@ lint: tools ## ruff, mypy and the import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo
 
 .PHONY: docs
-docs: tools ## write what is made from the code: CLI reference, man page, completion
+docs: tools ## generate the reference pages and check the docs
 	@$(PYTHON) docs/generate.py
+	@$(PYTHON) -m pytest -q tests/unit/test_docs.py
 
 .PHONY: proto
 proto: tools ## generate netagent/store/proto from its .proto files
