@@ -108,9 +108,7 @@ async def _write(opened: Store, settings: Settings, network: Network, force: boo
             return 0
         if not force:
             raise NetagentError(
-                "there is a configuration already, which differs:\n"
-                + "\n".join(f"  {line}" for line in lines)
-                + "\n",
+                f"there is a configuration already, which differs ({'; '.join(lines)})",
                 where=keys.config,
                 remedy="Nothing was written; to replace it, and change the running network, add --force",
             )
