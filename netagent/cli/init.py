@@ -108,7 +108,7 @@ async def _write(opened: Store, settings: Settings, network: Network, force: boo
             return 0
         if not force:
             raise NetagentError(
-                f"there is a configuration already, which differs ({'; '.join(lines)})",
+                f"there is a configuration already, which differs ({'; '.join(map(output.clean, lines))})",
                 where=keys.config,
                 remedy="Nothing was written; to replace it, and change the running network, add --force",
             )

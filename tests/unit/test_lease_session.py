@@ -621,6 +621,7 @@ def test_a_network_that_no_longer_holds_the_subnet_changes_nothing() -> None:
     world.settle()
     assert (a.state.state, a.state.key) == ("held", key)
     assert a.codes == {"network-excludes-subnet"}
+    assert a.session.network is not None and a.session.network.v4 == "10.5.0.0/16"
     assert world.etcd.revision == revision + 1
     # A restart on the same boot changes nothing either.
     b = a.restart()
