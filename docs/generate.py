@@ -75,7 +75,7 @@ def _spelled(option: Option) -> str:
 
 
 def _explained(option: Option) -> str:
-    again = "" if not option.repeatable or "repeatable" in option.help else " (repeatable)"
+    again = "" if not option.repeatable or "repeat" in option.help else " (repeatable)"
     return option.help + again
 
 
