@@ -25,7 +25,7 @@ from netagent.kernel.bulk import Bulk
 from netagent.kernel.events import Ours, Translator
 from netagent.kernel.firewall import Firewall
 from netagent.kernel.journal import Journal
-from netagent.kernel.links import Links
+from netagent.kernel.links import ALIAS, Links
 from netagent.kernel.netlink import EventSocket, RequestSocket
 from netagent.kernel.nexthops import NexthopIds
 from netagent.kernel.places import Places
@@ -44,8 +44,8 @@ PLACES = frozenset(("accept",))
 _DATAGRAMS = 512  # of events between two breaths of the event loop
 
 
-# Networks and UDP ports, to what hinders their traffic here.
-Inspect = Callable[[Sequence[str], Sequence[int]], list[Finding]]
+# Networks, UDP ports and the host itself, to what hinders their traffic here.
+Inspect = Callable[[Sequence[str], Sequence[int], "LinuxHost"], list[Finding]]
 
 
 class Writer(Protocol):
@@ -68,6 +68,7 @@ class LinuxHost:
         self,
         protocol: int = PROTOCOL,
         nexthop_ids: tuple[int, int] = NEXTHOP_IDS,
+        alias: str = ALIAS,
         firewall: Firewall | None = None,
         settings: HostSettings | None = None,
         places: Places | None = None,
@@ -82,7 +83,7 @@ class LinuxHost:
         self._inspect = inspect
         self._ours = Ours()
         self._ids = NexthopIds(*nexthop_ids)
-        self._links = Links(self._netlink)
+        self._links = Links(self._netlink, alias)
         self._addresses = Addresses(self._netlink, self._links, self._ours)
         self._bulk = Bulk(self._netlink, protocol, self._links, self._ids, self._ours)
         self._translator = Translator(protocol, self._links, self._ids, self._ours)
@@ -233,7 +234,11 @@ class LinuxHost:
         return None if found is None else self._fact(found)
 
     def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
-        return [] if self._inspect is None else self._inspect(prefixes, ports)
+        return [] if self._inspect is None else self._inspect(prefixes, ports, self)
+
+    def own_devices(self) -> list[str]:
+        """Names of the devices that are ours."""
+        return list(self._links.own)
 
     def places(self) -> list[tuple[str, Family]]:
         """Where other tools take an accept of ours now, with the family."""
@@ -276,12 +281,15 @@ def open_host(settings: Settings) -> LinuxHost:
     firewall = Firewall(settings.firewall_table, state=settings.state_dir / "firewall.json")
     journal = Journal(settings.state_dir / "journal.json")
 
-    def inspect(prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
-        found = foreign.findings(firewall.nft.ruleset(), (firewall.family, firewall.name), prefixes, ports)
+    def inspect(prefixes: Sequence[str], ports: Sequence[int], host: LinuxHost) -> list[Finding]:
+        found = foreign.inspect(firewall, prefixes, ports, host.own_devices(), host.route_to)
         return [journal.finding, *found] if journal.finding is not None else found
 
     return LinuxHost(
         settings.route_protocol,
+        # Another protocol and table make another agent on this host: its devices and nexthop ids are its own too.
+        nexthop_ids=(settings.route_protocol << 24, NEXTHOP_IDS[1]),
+        alias=ALIAS if settings.firewall_table == ALIAS else f"{ALIAS} {settings.firewall_table}",
         firewall=firewall,
         settings=HostSettings(journal),
         places=Places(firewall, journal),

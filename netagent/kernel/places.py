@@ -18,6 +18,7 @@ from netagent.kernel import foreign
 from netagent.kernel.base import Failure, Op
 from netagent.kernel.firewall import Firewall
 from netagent.kernel.journal import Journal
+from netagent.kernel.ruleset import Ruleset
 from netagent.model import Family, ForeignAccept, Object
 
 COMMENT = "netagent"
@@ -127,7 +128,7 @@ def _accept(key: str) -> ForeignAccept:
     return ForeignAccept(place, 4 if family == "4" else 6, prefix)
 
 
-def _rules(ruleset: foreign.Ruleset, table: str) -> list[dict[str, Any]]:
+def _rules(ruleset: Ruleset, table: str) -> list[dict[str, Any]]:
     """Rules of ours in DOCKER-USER."""
     return [
         rule
