@@ -234,14 +234,14 @@ class VxlanBackend:
                     subject=link.name,
                     severity="error",
                     message=f"{link.name} of another owner already holds VNI {options.vni} on port {port}",
-                    evidence=f"{link.name} has no alias `netagent` (flanneld and k3s make such devices)",
+                    evidence=f"{link.name} is not a device of this agent (flanneld and k3s make such devices)",
                     remedy=f"stop its owner and `ip link delete {link.name}`, or set another VNI or Port",
                 )
         return None
 
 
 def _foreign_devices(facts: Facts) -> list[LinkFact]:
-    return [link for link in facts.links.values() if link.kind == "vxlan" and link.alias != "netagent"]
+    return [link for link in facts.links.values() if link.kind == "vxlan" and not link.own]
 
 
 def _vtep(lease: Lease, family: Family) -> VtepData | Finding:

@@ -95,6 +95,7 @@ class Agent:
         self.choice: Choice | None = None
         self.network: Network | None = None  # in force: the last good one whose backend could be used
         self.network_error = ""
+        self._refused: Network | None = None  # the newest, if its backend cannot be used
         self.planning = Planning(self.reconciler, self._port, self._replan)
         self.source = "none"  # of the records in force: "etcd", "snapshot"
         self.snapshot_time = 0.0  # unix seconds of the snapshot in force
@@ -203,12 +204,10 @@ class Agent:
     def _take(self, change: ClusterChange) -> None:
         """Plan what a change of the cluster's records asks for: all of it, or the leases that changed."""
         self._findings["cluster"] = self.cluster.findings()
-        whole = change.whole
-        if change.config_changed:
-            whole |= self._consider_network()
+        self.leasing.observe(change)
+        whole = self._consider_network() or change.whole
         if change.withheld:
             asyncio.get_running_loop().call_later(WITHHOLD, self._release_withheld)
-        self.leasing.observe(change)
         if whole:
             self._replan()
         elif self.planning.composer is not None and (change.leases_changed or change.leases_removed):
@@ -228,10 +227,14 @@ class Agent:
         self._take(self.cluster.release())
 
     def _consider_network(self) -> bool:
-        """Put a new network configuration in force, if its backend can be used; else the last good one stays."""
-        network = self.cluster.network
-        if network is None or network == self.network:
+        """Put a new network configuration in force; whether there was one.
+
+        One that no longer holds our subnet, or whose backend cannot be used, changes nothing: the last one stays.
+        """
+        network = self.leasing.network
+        if network is None or network in (self.network, self._refused):
             return False
+        self._refused = network
         try:
             backend = self.registry[network.backend.type]
             options = backend.options(network.backend.options)
@@ -239,7 +242,7 @@ class Agent:
             self.network_error = str(error)
             log.error("the new network configuration is not in force: %s", error)
             return False
-        self.network_error = ""
+        self.network_error, self._refused = "", None
         self._findings["backend"] = options.findings
         if self.network is None:
             self._network_since = time.monotonic()
@@ -290,11 +293,13 @@ class Agent:
             self._write_env()
 
     def _plan_peers(self, leases: Iterable[Lease], gone: Iterable[str]) -> None:
-        """Remote leases inside the network; the others are forgotten if they were known."""
+        """Remote leases inside the network in force; the others are forgotten if they were known."""
         own, outside = self.leasing.state.key, self.cluster.outside
+        # What is outside a new network that is not in force stays where it is.
+        judged = self.network == self.cluster.network
         remote, dropped = [], list(gone)
         for lease in leases:
-            if lease.key == own or lease.key in outside:
+            if lease.key == own or (judged and lease.key in outside):
                 dropped.append(lease.key)
             else:
                 remote.append(lease)
@@ -472,7 +477,7 @@ class Agent:
 
 def _of_others(facts: Facts) -> Facts:
     """The facts without our own devices and what is on them."""
-    own = {name for name, link in facts.links.items() if link.alias == hostplan.ALIAS}
+    own = {name for name, link in facts.links.items() if link.own}
     return Facts(
         {name: link for name, link in facts.links.items() if name not in own},
         tuple(address for address in facts.addresses if address.dev not in own),

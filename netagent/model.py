@@ -160,6 +160,7 @@ class LinkFact(msgspec.Struct, frozen=True, kw_only=True):
     up: bool = False  # IFF_UP
     carrier: bool = False  # IFF_LOWER_UP
     alias: str = ""
+    own: bool = False  # a device of this agent's
     master: str = ""
     loopback: bool = False
     vxlan: VxlanAttrs | None = None

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from netagent.errors import KernelError
 from netagent.kernel.base import Change
-from netagent.kernel.links import Links, is_own
+from netagent.kernel.links import Links
 from netagent.kernel.nexthops import NexthopIds
 from netagent.kernel.wire import addresses, links, neighbours, netconf, nexthops, routes
 from netagent.kernel.wire.message import AF_BRIDGE, messages
@@ -74,7 +74,7 @@ class Translator:
         if found is None:
             return ()
         before = self._seen.pop(found.ifindex, None)
-        was_own = found.name in self._links.own or is_own(found)
+        was_own = found.name in self._links.own or self._links.is_own(found)
         if kind == links.DELLINK:
             self._links.forget(found.ifindex)
             now = None

@@ -96,6 +96,7 @@ class FakeHost:
                 up=link.name not in self.down,
                 carrier=link.name not in self.down,
                 alias="netagent",
+                own=True,
                 vxlan=link.vxlan,
             )
             for position, link in enumerate(o for o in self.objects.values() if isinstance(o, Link))

@@ -24,7 +24,6 @@ Reach = Callable[[str], RouteFact | None]
 _GUESTS = re.compile(
     r"(docker|br-[0-9a-f]{12}$|virbr|cni|podman|lxcbr|lxdbr|incusbr|veth|vnet|flannel|cali|tunl|kube-|nodelocaldns)"
 )
-_OWN_ALIAS = "netagent"
 _OWN_PREFIX = "na-"
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 _FLAG = {4: "--public-ip", 6: "--public-ipv6"}
@@ -212,7 +211,7 @@ def _unfit(link: LinkFact) -> str | None:
     """Why an interface can carry no traffic to peers, None if it can."""
     if link.loopback:
         return f"{link.name}, which is the loopback"
-    if link.alias == _OWN_ALIAS or link.name.startswith(_OWN_PREFIX):
+    if link.own or link.name.startswith(_OWN_PREFIX):
         return f"{link.name}, which is netagent's own"
     return None
 

@@ -35,7 +35,8 @@ class Links:
     `index` maps names to ifindexes, `own` the names of ours alone, `names` maps ifindexes to names.
     """
 
-    def __init__(self, netlink: RequestSocket) -> None:
+    def __init__(self, netlink: RequestSocket, alias: str = ALIAS) -> None:
+        self.alias = alias
         self._netlink = netlink
         self._links: dict[int, wire.LinkMessage] = {}
         self.index: dict[str, int] = {}
@@ -70,8 +71,11 @@ class Links:
     def _enter(self, found: wire.LinkMessage) -> None:
         self.index[found.name] = found.ifindex
         self.names[found.ifindex] = found.name
-        if is_own(found):
+        if self.is_own(found):
             self.own[found.name] = found.ifindex
+
+    def is_own(self, found: wire.LinkMessage) -> bool:
+        return found.alias == self.alias and found.kind in KINDS and found.name.startswith(PREFIX)
 
     def facts(self) -> dict[str, LinkFact]:
         return {found.name: self.fact(found) for found in self._links.values()}
@@ -86,6 +90,7 @@ class Links:
             up=bool(found.flags & wire.IFF_UP),
             carrier=bool(found.flags & wire.IFF_LOWER_UP),
             alias=found.alias,
+            own=self.is_own(found),
             master=self.names.get(found.master, ""),
             loopback=bool(found.flags & wire.IFF_LOOPBACK),
             vxlan=self._vxlan(found),
@@ -166,7 +171,7 @@ class Links:
         if link.kind not in KINDS:
             raise KernelError(f"no device of kind {link.kind!r} is made here", errno=errno.EOPNOTSUPP)
         before = () if present is None else (wire.delete(present.ifindex),)
-        marks = wire.change(link.name, alias=ALIAS, mtu=link.mtu)
+        marks = wire.change(link.name, alias=self.alias, mtu=link.mtu)
         if link.kind == "tun":
             self._send(*before)
             tun.create(link.name, link.tun_vnet_hdr, lambda: self._send(marks))
@@ -225,10 +230,6 @@ class Links:
             if attrs.vni == wanted.vni or code == errno.EADDRINUSE:
                 return _describe(found)
         return ""
-
-
-def is_own(found: wire.LinkMessage) -> bool:
-    return found.alias == ALIAS and found.kind in KINDS and found.name.startswith(PREFIX)
 
 
 def _describe(found: wire.LinkMessage) -> str:

@@ -28,7 +28,6 @@ from netagent.model import (
 )
 
 TABLE = "netagent"
-ALIAS = "netagent"  # of every device of ours
 
 # The kernel's largest priority (u32): every other route to the same prefix is preferred.
 WORST_METRIC = 4294967295
@@ -214,7 +213,7 @@ def _reverse_path(
         return
     everywhere = _number(seen.get(RP_FILTER.format("all")))
     for link in facts.links.values():
-        if link.alias != ALIAS and not (direct and link.name == node.uplink):
+        if not link.own and not (direct and link.name == node.uplink):
             continue
         name = RP_FILTER.format(link.name)
         if name in seen and max(everywhere, _number(seen[name])) in (STRICT, LOOSE) and everywhere != LOOSE:

@@ -24,7 +24,7 @@ def facts(*addresses: AddressFact | str, default: str = "eth0", mtu: int = 1500,
             up=True,
             carrier=True,
             loopback=name == "lo",
-            alias="netagent" if name.startswith("na") else "",
+            own=name.startswith("na"),
         )
         for position, name in enumerate(names, 1)
     }
