@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from netagent import files
 from netagent.errors import KernelError
 from netagent.kernel import nftwire as wire
 from netagent.kernel.base import Change, Failure, Op
@@ -297,9 +298,7 @@ class Firewall:
                 self._state.unlink(missing_ok=True)
                 return
             kept = {"table": f"{self.family} {self.name}", "fingerprint": fingerprint, "body": body}
-            fresh = self._state.with_name(self._state.name + ".new")
-            fresh.write_text(json.dumps(kept, indent=1))
-            fresh.replace(self._state)
+            files.replace(self._state, json.dumps(kept, indent=1).encode(), sync=False)
 
 
 def _packed(ops: Sequence[Op]) -> tuple[list[Failure], list[tuple[Op, str, bytes]]]:

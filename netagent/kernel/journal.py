@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from netagent import files
 from netagent.errors import KernelError
 from netagent.model import Finding
 
@@ -148,19 +148,8 @@ class Journal:
                 if entries
             },
         }
-        fresh = self._path.with_name(self._path.name + ".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("w") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            files.replace(self._path, json.dumps(content, indent=1).encode(), mode=0o600)
         except OSError as error:
             raise KernelError(
                 f"the journal cannot be written: {error.strerror}",

@@ -45,7 +45,7 @@ class Places:
             for family, table in _TABLE.items()
             if foreign.has_chain(ruleset, table, "filter", "DOCKER-USER")
         ]
-        if _firewalld("--state"):
+        if shutil.which("firewall-cmd") is not None and _has_firewalld(ruleset):
             places += [(FIREWALLD, 4), (FIREWALLD, 6)]
         return places
 
@@ -55,6 +55,8 @@ class Places:
             assert isinstance(op.object, ForeignAccept)
             put, key = op.verb == "put", _key(op.object)
             try:
+                if op.object.place == FIREWALLD and self._journal.get(key) is None and (not put or _zoned(op.object)):
+                    continue  # a source carries no mark: what the journal does not know is somebody else's
                 if put:
                     self._journal.record(key, None, "accept")
                 if op.object.place == FIREWALLD:
@@ -71,24 +73,23 @@ class Places:
 
     def dump(self, kinds: Collection[str], wanted: Iterable[Object] = ()) -> list[Object]:
         """The accepts that stand, of ours."""
+        asked = {obj for obj in wanted if isinstance(obj, ForeignAccept)}
         known = {_accept(key) for key in self._journal.entries(_PREFIX)}
-        asked = known | {obj for obj in wanted if isinstance(obj, ForeignAccept)}
-        if not asked:
+        if not asked | known:
             return []
-        try:
-            ruleset = self._firewall.nft.ruleset()
-        except KernelError:
-            return []
+        ruleset = self._firewall.nft.ruleset()
         objects: list[Object] = []
         for family, table in _TABLE.items():
             directions: dict[str, set[str]] = {}
             for rule in _rules(ruleset, table):
                 for direction, prefix in _accepted(rule):
                     directions.setdefault(prefix, set()).add(direction)
-            # Half of an accept is none: it is put again, whole.
-            objects += [ForeignAccept(DOCKER, family, p) for p, seen in directions.items() if len(seen) == 2]
-        zoned = [accept for accept in asked if accept.place == FIREWALLD]
-        return objects + [a for a in zoned if _firewalld(f"--zone={ZONE}", f"--query-source={a.prefix}")]
+            for prefix, seen in directions.items():
+                accept = ForeignAccept(DOCKER, family, prefix)
+                # Half of a wanted accept is none, so that it is put again whole; half of another is to go.
+                if len(seen) == 2 or accept not in asked:
+                    objects.append(accept)
+        return objects + [accept for accept in asked | known if accept.place == FIREWALLD and _zoned(accept)]
 
     def _put(self, accept: ForeignAccept) -> None:
         table = _TABLE[accept.family]
@@ -116,6 +117,16 @@ class Places:
         verb = "add" if add else "remove"
         if not _firewalld(f"--zone={ZONE}", f"--{verb}-source={accept.prefix}") and add:
             raise KernelError(f"firewalld did not take {accept.prefix} into its zone {ZONE}", errno=errno.EIO)
+
+
+def _has_firewalld(ruleset: Ruleset) -> bool:
+    """Whether firewalld runs: its table is there, or on its older iptables back end its chains."""
+    chains = [entry["chain"] for entry in ruleset if "chain" in entry]
+    return any(chain["table"] == "firewalld" or chain["name"] == "FORWARD_direct" for chain in chains)
+
+
+def _zoned(accept: ForeignAccept) -> bool:
+    return _firewalld(f"--zone={ZONE}", f"--query-source={accept.prefix}")
 
 
 def _key(accept: ForeignAccept) -> str:

@@ -6,9 +6,11 @@ No Docker, ufw or firewalld runs here: their chains are set up by hand as the na
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -412,7 +414,8 @@ def test_an_accept_in_dockers_chain(host: Namespace, wall: Firewall) -> None:
 
     # one of the two is not enough, and what is somebody else's stays
     script(host, f"iptables-nft -D DOCKER-USER -s {PREFIX} -m comment --comment netagent -j ACCEPT")
-    assert places.dump(("accept",)) == []
+    assert places.dump(("accept",), [accept]) == []  # it is put again
+    assert places.dump(("accept",)) == [accept]  # and does not stay behind if nobody wants it
     assert places.apply([Op("put", accept)]) == []
     script(host, "iptables-nft -I DOCKER-USER -s 10.5.0.0/16 -j ACCEPT")
     for _ in range(2):
@@ -428,3 +431,47 @@ def test_an_accept_where_the_chain_is_gone(host: Namespace, wall: Firewall) -> N
     assert failure.op.object == accept
     assert failure.errno > 0
     assert places.apply([Op("delete", accept)]) == []
+
+
+@pytest.fixture
+def zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sources of firewalld's zone trusted; the stand-in for its command keeps them in a file."""
+    sources, command = tmp_path / "sources", tmp_path / "firewall-cmd"
+    sources.write_text("")
+    command.write_text(
+        f"""#!/bin/sh
+for word; do case $word in
+  --add-source=*) echo "${{word#*=}}" >> {sources};;
+  --remove-source=*) grep -vxF "${{word#*=}}" {sources} > {sources}.new; mv {sources}.new {sources};;
+  --query-source=*) grep -qxF "${{word#*=}}" {sources};;
+esac; done
+"""
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return sources
+
+
+def test_a_source_of_firewalld(host: Namespace, wall: Firewall, zone: Path) -> None:
+    places = Places(wall, Journal(None))
+    assert places.found() == []  # the command alone is no firewalld
+    host.run("nft", "table inet firewalld { chain filter_FORWARD { }; }")
+    assert places.found() == [("firewalld", 4), ("firewalld", 6)]
+    accept = ForeignAccept("firewalld", 4, PREFIX)
+    assert places.dump(("accept",), [accept]) == []
+    assert places.apply([Op("put", accept)]) == []
+    assert zone.read_text() == f"{PREFIX}\n"
+    assert places.dump(("accept",)) == [accept]
+    assert places.apply([Op("delete", accept)]) == []
+    assert zone.read_text() == ""
+    assert places.dump(("accept",)) == []
+
+
+def test_a_source_that_was_there_before_us_stays(host: Namespace, wall: Firewall, zone: Path) -> None:
+    zone.write_text(f"{PREFIX}\n")
+    places, accept = Places(wall, Journal(None)), ForeignAccept("firewalld", 4, PREFIX)
+    assert places.dump(("accept",), [accept]) == [accept]
+    assert places.apply([Op("put", accept)]) == []
+    assert places.dump(("accept",)) == []
+    places.apply([Op("delete", accept)])
+    assert zone.read_text() == f"{PREFIX}\n"
