@@ -209,11 +209,10 @@ class Reconciler:
         if not self._pending:
             return
         pending, self._pending = self._pending, {}
-        work = [(key, op) for key in pending if (op := self._operation(key)) is not None]
-        work.sort(key=lambda item: order(item[1]))
-        for start in range(0, len(work), CHUNK):
-            self._apply(work[start : start + CHUNK])
-            if start + CHUNK < len(work):
+        ops = sorted((op for key in pending if (op := self._operation(key)) is not None), key=order)
+        for start in range(0, len(ops), CHUNK):
+            self._apply(ops[start : start + CHUNK])
+            if start + CHUNK < len(ops):
                 await asyncio.sleep(0)
         self._passes += 1
         self._last_pass, self._last_pass_seconds = wall, self._clock() - started
@@ -230,7 +229,7 @@ class Reconciler:
                 return None
             if self._keep_stale and key in self._stale:
                 return None
-            return Op("delete", have)
+            return Op("delete", have, key)
         self._stale.discard(key)
         if satisfied(want, have):
             self._failing.pop(key, None)
@@ -238,13 +237,13 @@ class Reconciler:
         failing = self._failing.get(key)
         if failing is not None and failing.object == want and failing.retry > self._clock():
             return None
-        return Op("put", want)
+        return Op("put", want, key)
 
-    def _apply(self, work: Sequence[tuple[Key, Op]]) -> None:
-        """Carry out operations. The keys are those that `_desired` holds: copies would cost megabytes."""
-        failed = {failure.op.object.key: failure for failure in self.host.apply([op for _, op in work])}
-        self._operations += len(work)
-        for key, op in work:
+    def _apply(self, ops: Sequence[Op]) -> None:
+        failed = {failure.op.object.key: failure for failure in self.host.apply(ops)}
+        self._operations += len(ops)
+        for op in ops:
+            key = op.key or op.object.key
             failure = failed.get(key)
             if failure is not None:
                 self._fail(key, failure)

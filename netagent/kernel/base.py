@@ -14,10 +14,14 @@ from netagent.model import Facts, Family, Finding, Key, Object, RouteFact
 
 
 class Op(NamedTuple):
-    """`put` creates the object or replaces the content of its key; `delete` removes it (absent: no failure)."""
+    """`put` creates the object or replaces the content of its key; `delete` removes it (absent: no failure).
+
+    `key` is the object's, where the caller has it at hand: with thousands of objects a copy each is megabytes.
+    """
 
     verb: Literal["put", "delete"]
     object: Object
+    key: Key | None = None
 
 
 class Failure(NamedTuple):

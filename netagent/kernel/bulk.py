@@ -55,7 +55,7 @@ class Bulk:
         failures: list[Failure] = []
         start = 0
         fresh = False  # nexthop objects in ops[start:] whose ids must be certain before a route names them
-        for position, (verb, obj) in enumerate(ops):
+        for position, (verb, obj, _) in enumerate(ops):
             if verb == "put":
                 if isinstance(obj, NextHop):
                     fresh = True
@@ -69,7 +69,7 @@ class Bulk:
         known = self._ours.keys["route"]
         changed = [
             obj
-            for verb, obj in ops
+            for verb, obj, _ in ops
             if verb == "put" and isinstance(obj, Route) and ("route", obj.dst, obj.metric) in known
         ]
         ours = self._ours_among(changed) if changed else set()
@@ -121,7 +121,7 @@ class Bulk:
 
     def _requests(self, op: Op, ours: set[RouteKey]) -> Sequence[bytes]:
         """KeyError names a device that is missing, or is not ours where it must be."""
-        verb, obj = op
+        verb, obj, _ = op
         links = self._links
         if isinstance(obj, Route):
             if verb == "delete":
@@ -153,11 +153,11 @@ class Bulk:
         return (neighbours.put_fdb(ifindex, obj.mac, obj.dst),)
 
     def _remember(self, op: Op) -> None:
-        verb, obj = op
+        verb, obj, key = op
         if verb == "delete":
             self._forget(obj)
             return
-        self._ours.keys[obj.KIND].add(obj.key)
+        self._ours.keys[obj.KIND].add(key or obj.key)
         if isinstance(obj, FdbEntry):
             self._ours.fdb[self._links.own[obj.dev], obj.mac] = obj.dst
         elif isinstance(obj, Route):
