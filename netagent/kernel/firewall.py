@@ -54,7 +54,7 @@ class Firewall:
         self._state = state
         self._nft = nft
         self._socket = NftSocket()
-        self._events = NftEvents()
+        self._events = NftEvents(self._socket.port)
         self._in_table = wire.text(wire.TABLE, name)
         self._body, self._fingerprint = self._recall()
         self._known: dict[str, set[bytes]] = {}  # elements that we put, by set
@@ -226,7 +226,7 @@ class Firewall:
 
         Kind "nft" and "element": in our table. Kind "accept": in the rules or chains of somebody else's.
         """
-        events, lost = self._events.read(self._socket.port)
+        events, lost = self._events.read()
         if lost:
             return [Change("nft"), Change("element"), Change("accept")]
         changes: dict[Change, None] = {}

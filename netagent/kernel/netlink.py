@@ -46,7 +46,7 @@ class RequestSocket:
 
     def __init__(self) -> None:
         self._socket = _open(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _REQUEST_BUFFER)
-        _set_buffer(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _REQUEST_BUFFER)
+        set_buffer(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _REQUEST_BUFFER)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _DEADLINE, 0))
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHK):
             with contextlib.suppress(OSError):  # Linux before 4.20 has no strict check
@@ -178,7 +178,7 @@ class EventSocket:
     def __init__(self, own_port: int) -> None:
         self._socket = _open(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _EVENT_BUFFER)
         self._socket.setblocking(False)
-        _drop_port(self._socket, own_port)
+        drop_port(self._socket, own_port)
         self._socket.bind((0, 0))
         for group in GROUPS:
             with contextlib.suppress(OSError):  # Linux before 5.3 has no nexthop group
@@ -211,11 +211,11 @@ def _open(force: int, plain: int, size: int) -> socket.socket:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     except OSError as error:
         raise KernelError(f"cannot open rtnetlink: {error.strerror}", errno=error.errno or 0) from None
-    _set_buffer(opened, force, plain, size)
+    set_buffer(opened, force, plain, size)
     return opened
 
 
-def _set_buffer(target: socket.socket, force: int, plain: int, size: int) -> None:
+def set_buffer(target: socket.socket, force: int, plain: int, size: int) -> None:
     """Beyond the system's limit where we may (CAP_NET_ADMIN in the first user namespace), else up to it."""
     try:
         target.setsockopt(socket.SOL_SOCKET, force, size)
@@ -223,8 +223,8 @@ def _set_buffer(target: socket.socket, force: int, plain: int, size: int) -> Non
         target.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
-def _drop_port(target: socket.socket, port: int) -> None:
-    """Attach a classic BPF program that drops messages whose nlmsg_pid is `port`.
+def drop_port(target: socket.socket, port: int) -> None:
+    """Attach a classic BPF program that drops datagrams whose first message's nlmsg_pid is `port`.
 
     BPF loads words as big-endian and the header is in host order: hence the swap.
     """

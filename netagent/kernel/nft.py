@@ -7,7 +7,6 @@ KernelError with the errno that the kernel gave.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import json
@@ -23,8 +22,10 @@ from typing import Any, Protocol
 
 from netagent.errors import KernelError
 from netagent.kernel import nftwire as wire
+from netagent.kernel.netlink import drop_port, set_buffer
 
-_BUFFER = 4 << 20  # bytes of socket buffer: 20,000 elements in one transaction, or their notifications
+_BUFFER = 4 << 20  # bytes of socket buffer, for the notifications of 20,000 elements
+_KEYS = 4000  # in one transaction
 _COMMAND_DEADLINE = 10.0  # seconds
 
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_CAP_ACK = 270, 1, 10
@@ -46,9 +47,19 @@ class NftSocket:
     def elements(
         self, kind: int, family: str, table: str, sets: Sequence[tuple[str, Sequence[bytes]]]
     ) -> tuple[int, ...]:
-        """Add (NEWSETELEM) or delete (DELSETELEM) keys in one transaction; errnos, empty when it went through."""
-        batch, self._seq = wire.elements_batch(kind, self._seq + 1, family, table, sets)
-        return self._transact(batch)
+        """Add (NEWSETELEM) or delete (DELSETELEM) keys; errnos, empty when it went through.
+
+        One transaction for each few thousand keys: a batch must fit into the socket's buffer, which is small in a
+        user namespace. After an error the rest is not tried.
+        """
+        for name, keys in sets:
+            for start in range(0, len(keys), _KEYS):
+                part = [(name, keys[start : start + _KEYS])]
+                batch, self._seq = wire.elements_batch(kind, self._seq + 1, family, table, part)
+                errnos = self._transact(batch)
+                if errnos:
+                    return errnos
+        return ()
 
     def delete_table(self, family: str, table: str) -> tuple[int, ...]:
         """Errnos, empty when it is gone now. ENOENT: there was none."""
@@ -131,18 +142,20 @@ class NftSocket:
 
 
 class NftEvents:
-    """Notifications of every change to the ruleset of this namespace, our own included."""
+    """Notifications of every change to the ruleset of this namespace but those that `own_port` asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_port: int) -> None:
         self._socket = _netlink()
         self._socket.setblocking(False)
+        # The kernel may put several notifications into a datagram, but only those of one transaction.
+        drop_port(self._socket, own_port)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, wire.NFNLGRP_NFTABLES)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def read(self, own_port: int) -> tuple[list[wire.Event], bool]:
-        """What came in, less what the socket `own_port` asked for; and whether something was lost."""
+    def read(self) -> tuple[list[wire.Event], bool]:
+        """What came in, and whether something was lost."""
         events: list[wire.Event] = []
         lost = False
         while True:
@@ -157,8 +170,7 @@ class NftEvents:
                     ) from error
                 lost = True
                 continue
-            foreign = (wire.event(found) for found in wire.messages(data) if found.port != own_port)
-            events += [event for event in foreign if event is not None]
+            events += filter(None, map(wire.event, wire.messages(data)))
 
     def close(self) -> None:
         self._socket.close()
@@ -167,9 +179,8 @@ class NftEvents:
 def _netlink() -> socket.socket:
     found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, wire.NETLINK_NETFILTER)
     try:
-        for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
-            with contextlib.suppress(PermissionError):  # in a user namespace the system's limit holds
-                found.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        set_buffer(found, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BUFFER)
+        set_buffer(found, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BUFFER)
         # A deadline although the kernel answers at once: nothing may block the agent for ever.
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 5, 0))
         found.bind((0, 0))
