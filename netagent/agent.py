@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 SNAPSHOT_AFTER = 1.0
 # A first claim takes milliseconds, and then everything is planned anew: so long the peers wait for it (seconds).
 CLAIM_TIME = 1.0
+FACTS_AGAIN = 0.5  # seconds
 # Between two looks at what on this host hinders traffic (foreign firewalls say nothing when they change, in part).
 INSPECT_EVERY = 60.0
 INSPECT_AFTER = 0.2
@@ -154,7 +155,12 @@ class Agent:
         while True:
             await self.reconciler.facts_changed.wait()
             self.reconciler.facts_changed.clear()
-            facts = self.host.facts()
+            try:
+                facts = self.host.facts()
+            except OSError as error:
+                log.warning("the host's links and addresses cannot be read, trying again: %s", error)
+                asyncio.get_running_loop().call_later(FACTS_AGAIN, self.reconciler.facts_changed.set)
+                continue
             if facts != self.facts:
                 # Our own devices come and go with our own plans: they change what the host needs, but no peer's path.
                 others = _of_others(facts) != _of_others(self.facts)
