@@ -88,10 +88,12 @@ class Rules:
         for entry in ruleset:
             for kind in ("chain", "rule"):
                 found = entry.get(kind)
-                if not isinstance(found, Mapping) or (found.get("family"), found.get("table")) in without:
+                if not isinstance(found, Mapping):
                     continue
                 name = found.get("name" if kind == "chain" else "chain")
                 chain = Chain(str(found.get("family")), str(found.get("table")), str(name))
+                if (chain.family, chain.table) in without:
+                    continue
                 if kind == "rule":
                     expressions = found.get("expr")
                     listed = expressions if isinstance(expressions, list) else []
@@ -104,7 +106,7 @@ class Rules:
     def drops(self, packet: Packet) -> Iterator[Drop]:
         """Every base chain on the packet's hook that drops it."""
         for base in self._bases(packet.hook, packet.family):
-            outcome = self._walk(base, packet, 0)
+            outcome = self._walk(base, packet, ())
             if outcome.verdict == "drop" or (not outcome.verdict and self.bases[base].get("policy") == "drop"):
                 yield Drop(base, outcome.chain, outcome.rule, outcome.doubt)
 
@@ -138,7 +140,7 @@ class Rules:
                         reached.append(next_)
         return reached
 
-    def _walk(self, chain: Chain, packet: Packet, depth: int) -> _Outcome:
+    def _walk(self, chain: Chain, packet: Packet, above: tuple[Chain, ...]) -> _Outcome:
         doubt = False
         for rule in self._rules.get(chain, ()):
             for match, verdict in _verdicts(rule, packet):
@@ -146,10 +148,10 @@ class Rules:
                     continue
                 word = _word(verdict)
                 if word in ("jump", "goto"):
-                    target = _target(verdict)
-                    if not target or depth >= _MAX_JUMPS:
+                    target, path = chain._replace(name=_target(verdict)), (*above, chain)
+                    if target in path or len(path) > _MAX_JUMPS:  # the kernel takes no such ruleset
                         continue
-                    inner = self._walk(chain._replace(name=target), packet, depth + 1)
+                    inner = self._walk(target, packet, path)
                     if match is Match.MAYBE:
                         # Of what may happen in there only an accept, or leaving for good, spares a later drop.
                         doubt |= inner.doubt or inner.verdict == "accept" or word == "goto"
@@ -175,7 +177,7 @@ def words(rule: Sequence[Expression]) -> str:
             operator = {"==": "", "in": ""}.get(str(match.get("op")), f"{match.get('op')} ")
             said.append(f"{_name(match.get('left'))} {operator}{_value(match.get('right'))}")
         elif "vmap" in expression:
-            said.append(f"{_name(expression['vmap'].get('key'))} vmap")
+            said.append(f"{_name(_dict(expression['vmap']).get('key'))} vmap")
         elif isinstance(xt, Mapping):
             said.append(str(xt.get("name")))
         elif target := _target(expression):
@@ -196,9 +198,8 @@ def _verdicts(rule: Sequence[Expression], packet: Packet) -> Iterator[tuple[Matc
             yield so_far, expression
             return
         if "vmap" in expression:
-            found = expression["vmap"]
-            data = found.get("data") if isinstance(found, Mapping) else None
-            pairs = data.get("set") if isinstance(data, Mapping) else None
+            found = _dict(expression["vmap"])
+            pairs = _dict(found.get("data")).get("set")
             if not isinstance(pairs, list):  # a named map: its content is not listed
                 yield Match.MAYBE if so_far is not Match.NO else so_far, {"accept": None}
                 continue
@@ -391,10 +392,13 @@ def _networks(right: Any) -> list[_Network] | None:
 
 def _field(expression: Expression) -> str:
     """ "saddr", "daddr" ... of a match on a header's field; "" of anything else."""
-    match = expression.get("match")
-    left = match.get("left") if isinstance(match, Mapping) else None
-    payload = left.get("payload") if isinstance(left, Mapping) else None
-    return str(payload.get("field")) if isinstance(payload, Mapping) else ""
+    payload = _dict(_dict(_dict(expression.get("match")).get("left")).get("payload"))
+    return str(payload.get("field", ""))
+
+
+def _dict(found: Any) -> Mapping[str, Any]:
+    """What should be an object in the listing; an empty one if it is something else."""
+    return found if isinstance(found, Mapping) else {}
 
 
 def _name(left: Any) -> str:
