@@ -125,7 +125,7 @@ def _up(args: argparse.Namespace) -> int:
     import json
 
     from netagent.errors import UsageError
-    from netagent.lab import topology
+    from netagent.lab import labs, topology
     from netagent.lab.lab import Lab
 
     backend = args.backend
@@ -142,9 +142,14 @@ def _up(args: argparse.Namespace) -> int:
     async def then() -> int:
         await lab.ready()
         matrix = await lab.ping(count=2)
-        print(
-            f"{len(lab.nodes)} hosts are up with {plan.backend}; {matrix.good} of {len(matrix.cells)} pings answered."
-        )
+        pairs = f"{matrix.good} of {len(matrix.cells)} pairs of containers"
+        print(f"{len(lab.nodes)} hosts are up with {plan.backend}; {pairs} reach each other.")
+        if not matrix.ok:
+            cell = matrix.failed[0]
+            print(
+                f"{cell.source} does not reach {cell.target}'s container, for one: its agent's findings tell why "
+                f"(`netagent lab exec {cell.source}{labs.suffix(args.name)} -- netagent status`)."
+            )
         _hints(args.name)
         return 0
 

@@ -169,7 +169,12 @@ class Lab:
         names = list(self.nodes)
 
         async def look() -> str:
-            return "; ".join(filter(None, await _together(self._unready(self.nodes[n], backend) for n in names)))
+            waiting: dict[str, list[str]] = {}  # what for: who
+            reasons = await _together(self._unready(self.nodes[name], backend) for name in names)
+            for name, reason in zip(names, reasons, strict=True):
+                if reason:
+                    waiting.setdefault(reason, []).append(name)
+            return "; ".join(f"{', '.join(who)}: {reason}" for reason, who in waiting.items())
 
         await self.until(look, "every agent ready", timeout)
         if attach:
@@ -182,24 +187,22 @@ class Lab:
         try:
             status = await node.status()
         except AgentUnavailable:
-            return f"{node.name}: its agent does not answer yet"
+            return "the agent does not answer yet"
         if not status.verdict.ready:
-            return f"{node.name}: {'; '.join(status.verdict.blockers) or status.verdict.reason}"
+            return "; ".join(status.verdict.blockers) or status.verdict.reason
         if backend and status.backend.type != backend:
-            return f"{node.name}: still {status.backend.type}"
+            return f"still {status.backend.type}"
         if backend and (late := [peer.node for peer in status.peers.shown if peer.backend != backend]):
-            return f"{node.name}: {', '.join(late)} not on {backend} yet"
+            return f"{', '.join(late)} not on {backend} yet"
         if node.subnet_env().get("FLANNEL_MTU") != str(status.backend.mtu):
-            return f"{node.name}: subnet.env does not have MTU {status.backend.mtu} yet"
+            return f"subnet.env does not have MTU {status.backend.mtu} yet"
         if status.peers.total < len(self.nodes) - 1:
-            return f"{node.name}: knows {status.peers.total} of {len(self.nodes) - 1} peers"
+            return f"knows {status.peers.total} of {len(self.nodes) - 1} peers"
         if status.peers.states.get("pending"):
-            return f"{node.name}: {status.peers.states['pending']} paths being installed"
+            return f"{status.peers.states['pending']} paths being installed"
         counts = status.reconciler
         if sum(counts.installed.values()) < sum(counts.desired.values()) - sum(counts.failing.values()):
-            return (
-                f"{node.name}: {sum(counts.installed.values())} of {sum(counts.desired.values())} objects installed"
-            )
+            return f"{sum(counts.installed.values())} of {sum(counts.desired.values())} objects installed"
         return ""
 
     async def leased(self, timeout: float = READY_TIMEOUT) -> None:

@@ -58,6 +58,11 @@ class Node:
         return self.run_dir / "subnet.env"
 
     @property
+    def settings_file(self) -> Path:
+        """Its netagent.toml, empty at first: the machine's own must not be read in a lab."""
+        return self.directory / "netagent.toml"
+
+    @property
     def log(self) -> Path:
         return self.directory / "agent.log"
 
@@ -77,6 +82,7 @@ class Node:
             "-m",
             "netagent",
             "run",
+            f"--config={self.settings_file}",
             f"--etcd-endpoints={self.lab.etcd.endpoint}",
             f"--etcd-prefix={self.lab.etcd.prefix}",
             f"--node-name={self.name}",
@@ -92,6 +98,7 @@ class Node:
         """Start it (with further arguments, or another command); returns at once: `lab.ready` waits."""
         for folder in (self.run_dir, self.state_dir):
             folder.mkdir(parents=True, exist_ok=True)
+        self.settings_file.touch()
         argv = list(command) if command is not None else self.agent_command(*extra)
         await self.lab.space.spawn(f"{self.name}/agent", self.name, argv, self.log, environment())
         self.agent_pid = await self.lab.space.pid_of(f"{self.name}/agent")
@@ -155,6 +162,7 @@ class Node:
         """In which `netagent` commands find this host's agent and its etcd, as they would on a real host."""
         return {
             **environment(),
+            "NETAGENT_CONFIG": str(self.settings_file),
             "NETAGENT_RUN_DIR": str(self.run_dir),
             "NETAGENT_STATE_DIR": str(self.state_dir),
             "NETAGENT_SUBNET_FILE": str(self.subnet_file),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from netagent.errors import UsageError
-from netagent.lab import labs
+from netagent.lab import demo, labs
 from netagent.lab.lab import Lab
 from netagent.lab.space import LabError
 from tests.netns.test_lab import standin
@@ -158,3 +158,41 @@ def test_the_folder_of_labs_must_be_ones_own(tmp_path: Path, monkeypatch: pytest
     for name in ("", "..", "a/b", "-x", "x" * 50):
         with pytest.raises(UsageError):
             labs.directory(name)
+
+
+# ------------------------------------------------------------------------------------------- with the real agent
+
+
+async def test_up_with_the_agent(home: Path) -> None:
+    code, out, err = await netagent("up", "--nodes", "2", "--backend", '{"Type": "vxlan", "VNI": 7}', "--ipv6")
+    try:
+        assert code == 0, err
+        assert "4 of 4 pairs of containers reach each other" in out
+        code, out, _ = await netagent("status", "--json")
+        assert code == 0
+        assert [node["state"] for node in json.loads(out)["nodes"]] == ["healthy", "healthy"]
+        # A command on a host finds that host's agent without being told where it is.
+        code, out, _ = await netagent("exec", "h2", "--", "netagent", "status", "--json")
+        assert json.loads(out)["node"]["name"] == "h2"
+        code, out, _ = await netagent("exec", "h1", "--", "ip", "link", "show", "type", "vxlan")
+        assert "na-vx7" in out
+    finally:
+        await netagent("down")
+    assert list(labs.every()) == []
+
+
+async def test_what_make_lab_shows(home: Path) -> None:
+    tried = 2 if demo.obstacle("udp") else 3
+    try:
+        for _ in range(2):  # again, over the one that was left up
+            code, out, err = await netagent("demo")
+            assert code == 0, err
+            assert out.count("6/6") == tried
+            assert "dev na-vx1" in out
+            assert "dev eth0" in out
+            assert ("dev na-tun" in out) == (tried == 3)
+        code, out, _ = await netagent("list", "--json")
+        assert [(lab["state"], lab["backend"]) for lab in json.loads(out)] == [("up", "vxlan")]
+        assert (await netagent("ping"))[0] == 0
+    finally:
+        await netagent("down")
