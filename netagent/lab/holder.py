@@ -1,6 +1,7 @@
 """Process 1 of a lab: holds its namespaces, starts its daemons, reaps what they leave. Ends, and all is gone.
 
     unshare [--user --map-root-user] --mount --net --pid --fork --mount-proc python -m netagent.lab.holder DIR
+        [--until-eof [--remove]]      end with standard input, and then remove DIR
 
 Rules: standard library only; nothing but the lab's own directory is written. /run is a private tmpfs, so that
 `ip netns` keeps its names in here. The kernel kills every process of a PID namespace when its process 1 ends, and
@@ -18,9 +19,11 @@ and {"error": TEXT} for what cannot be done. Process ids are those of this PID n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,8 +37,9 @@ LOG = "holder.log"
 
 
 class Holder:
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, remove: Path | None) -> None:
         self.listener = listener
+        self.remove = remove
         self.selector = selectors.DefaultSelector()
         self.pids: dict[str, int] = {}
         self.codes: dict[str, int | None] = {}
@@ -59,7 +63,12 @@ class Holder:
                 react()
 
     def _starter_gone(self) -> None:
+        """Standard input ended: so did our starter, and nobody else will clear its temporary directory away."""
         if not os.read(sys.stdin.fileno(), 64):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # everything in this PID namespace but ourselves
+            if self.remove is not None:
+                shutil.rmtree(self.remove, ignore_errors=True)
             sys.exit(0)
 
     def _accept(self) -> None:
@@ -154,7 +163,8 @@ def main() -> None:
     os.chdir("/")
     print("ready", flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    Holder(listener).serve(until_eof="--until-eof" in sys.argv[2:])
+    options = sys.argv[2:]
+    Holder(listener, directory if "--remove" in options else None).serve(until_eof="--until-eof" in options)
 
 
 if __name__ == "__main__":

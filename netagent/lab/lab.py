@@ -123,7 +123,7 @@ class Lab:
             self.directory = Path(tempfile.mkdtemp(prefix="netagent-lab-"))
             self._temporary = True
         self.progress("making namespaces and wires")
-        self._space = await Space.make(self.directory, ephemeral=ephemeral)
+        self._space = await Space.make(self.directory, ephemeral=ephemeral, remove=self._temporary)
         await self.change(wiring.topology(self.topology))
         self.progress("starting etcd")
         await self.etcd.start()

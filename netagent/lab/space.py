@@ -77,8 +77,9 @@ class Space:
     # ------------------------------------------------------------------------------------- beginning and end
 
     @classmethod
-    async def make(cls, directory: Path, *, ephemeral: bool) -> Space:
-        """New namespaces. `ephemeral`: they end with this process, however it ends; else only by `end`."""
+    async def make(cls, directory: Path, *, ephemeral: bool, remove: bool = False) -> Space:
+        """New namespaces. `ephemeral`: they end with this process, however it ends (and with `remove` the directory
+        goes too); else only by `end`."""
         userns = os.geteuid() != 0
         env = environment()
         for program in ("unshare", "nsenter", "setpriv", "mount", "ip"):
@@ -88,7 +89,7 @@ class Space:
         command += [sys.executable, "-m", holder.__name__, str(directory)]
         with (directory / holder.LOG).open("wb") as log:
             starter = subprocess.Popen(  # noqa: ASYNC220 (asyncio would kill it when its loop closes)
-                [*command, *(["--until-eof"] if ephemeral else [])],
+                [*command, *(["--until-eof"] if ephemeral else []), *(["--remove"] if remove else [])],
                 stdin=subprocess.PIPE if ephemeral else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

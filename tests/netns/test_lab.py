@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -192,22 +191,23 @@ async def test_nothing_is_left() -> None:
     await eventually(lambda: not Path(f"/proc/{agent}").exists(), "the agent ended with its lab")
 
 
-async def test_a_lab_ends_with_the_process_that_made_it(tmp_path: Path) -> None:
-    code = f"""
-import asyncio, pathlib
+async def test_a_lab_ends_with_the_process_that_made_it() -> None:
+    code = """
+import asyncio
 from netagent.lab.lab import Lab
 async def main():
-    lab = Lab(nodes=1, directory=pathlib.Path({str(tmp_path)!r}), agent=lambda node: ["sleep", "1000"])
+    lab = Lab(nodes=1, agent=lambda node: ["sleep", "1000"])
     await lab.up(ephemeral=True)
-    print(lab.space.pid, flush=True)
+    print(lab.space.pid, lab.path, flush=True)
     await asyncio.sleep(1000)
 asyncio.run(main())
 """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
-    holder = int(await asyncio.wait_for(process.stdout.readline(), 30))
+    holder, directory = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
     assert Path(f"/proc/{holder}").exists()
+    assert Path(directory).exists()
     process.kill()
-    await process.wait()
-    process._transport.close()  # type: ignore[attr-defined]
-    await eventually(lambda: Space.open(tmp_path, userns=os.geteuid() != 0) is None, "the holder ended")
+    await process.communicate()
+    await eventually(lambda: Space.open(Path(directory), userns=False) is None, "the holder ended")
+    await eventually(lambda: not Path(directory).exists(), "its files are gone")
