@@ -1,0 +1,387 @@
+"""Path attributes from the wire, judged as RFC 7606 says (revised error handling), on iBGP as on eBGP.
+
+Rule: a malformed attribute costs its own routes or only itself, never the session. Each decoder below returns a
+value, or raises Withdraw (the routes are withdrawn: treat-as-withdraw) or Discard (the attribute is left out). The
+session ends only where RFC 7606 leaves no other way: the NLRI cannot be found (MP_REACH_NLRI or MP_UNREACH_NLRI
+twice or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
+
+Speed: nodes originate distinct routes, so most blocks are new while their attributes are old acquaintances.
+Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bgp.message.aspath import AsPath, MalformedPath, decode_path, merge
+from bgp.message.attributes import Attributes
+from bgp.message.codes import (
+    AS_TRANS,
+    OPTIONAL,
+    PARTIAL,
+    TRANSITIVE,
+    AttributeType,
+    ErrorCode,
+    UpdateError,
+)
+from bgp.message.errors import RemoteError
+
+_MEMORY = 16384
+"""Blocks, and attributes, that one session's decoder remembers at most."""
+
+
+class Fault(NamedTuple):
+    """What was wrong with an UPDATE that did not end the session."""
+
+    kind: int
+    """The attribute's type; 0 for the block as a whole."""
+    withdraws: bool
+    """Treat-as-withdraw, or only this attribute discarded."""
+    reason: str
+
+    def __str__(self) -> str:
+        name = AttributeType(self.kind).name if self.kind in AttributeType._value2member_map_ else f"type {self.kind}"
+        return f"{name if self.kind else 'attributes'}: {self.reason}"
+
+
+class Block(NamedTuple):
+    """A block of path attributes, read. Without attributes the routes of the UPDATE are to be withdrawn."""
+
+    attributes: Attributes | None
+    reach: bytes | None = None
+    """The value of MP_REACH_NLRI."""
+    unreach: bytes | None = None
+    """The value of MP_UNREACH_NLRI."""
+    faults: tuple[Fault, ...] = ()
+    present: int = 0
+    """A bit for each attribute type below 64 that was there and well-formed."""
+
+
+class Withdraw(Exception):
+    """Treat-as-withdraw: the attribute decides on routes and cannot be read."""
+
+
+class Discard(Exception):
+    """The attribute is left out, the routes stand."""
+
+
+ORIGIN_BIT = 1 << AttributeType.ORIGIN
+AS_PATH_BIT = 1 << AttributeType.AS_PATH
+NEXT_HOP_BIT = 1 << AttributeType.NEXT_HOP
+_NO_BLOCK = Block(Attributes())
+
+
+class AttributeDecoder:
+    """Reads the blocks of one kind of session; sessions of one kind may share it, and with it the parsed values."""
+
+    def __init__(self, *, as4: bool, internal: bool) -> None:
+        self.as4 = as4
+        self.internal = internal
+        self._blocks: dict[bytes, Block] = {}
+        self._attributes: dict[bytes, tuple[int, Any]] = {}
+        self._decoders = dict(_DECODERS)
+        if not as4:
+            self._decoders[AttributeType.AS_PATH] = _as_path_of_two
+            self._decoders[AttributeType.AGGREGATOR] = _aggregator_of_two
+            self._decoders[AttributeType.AS4_PATH] = _as4_path
+            self._decoders[AttributeType.AS4_AGGREGATOR] = _as4_aggregator
+        if not internal:
+            for kind in (AttributeType.LOCAL_PREF, AttributeType.ORIGINATOR_ID, AttributeType.CLUSTER_LIST):
+                self._decoders[kind] = _from_another_as
+
+    def decode(self, block: bytes) -> Block:
+        """Read a block. Raises RemoteError where the session must end; whatever else is wrong is in `faults`."""
+        if not block:
+            return _NO_BLOCK
+        known = self._blocks.get(block)
+        if known is not None:
+            return known
+        read = self._read(block)
+        if read.reach is None and read.unreach is None and not read.faults:
+            if len(self._blocks) >= _MEMORY:
+                self._blocks.clear()
+            self._blocks[block] = read
+        return read
+
+    def _read(self, block: bytes) -> Block:
+        values: dict[int, Any] = {}
+        others: list[tuple[int, int, bytes]] = []
+        faults: list[Fault] = []
+        remembered = self._attributes
+        present = 0
+        position, end = 0, len(block)
+        while position < end:
+            try:
+                flags, kind = block[position], block[position + 1]
+                if flags & 0x10:
+                    start = position + 4
+                    following = start + (block[position + 2] << 8 | block[position + 3])
+                else:
+                    start = position + 3
+                    following = start + block[position + 2]
+            except IndexError:
+                following = end + 1
+            if following > end:
+                faults.append(Fault(0, True, f"the attribute at octet {position} runs over the end at {end}"))
+                break
+            whole = block[position:following]
+            position = following
+            if kind < 64:
+                if present >> kind & 1:
+                    self._repeated(kind, faults)
+                    continue
+                present |= 1 << kind
+            known = remembered.get(whole)
+            if known is not None:
+                values[kind] = known[1]
+                continue
+            value = block[start:following]
+            decoder = self._decoders.get(kind)
+            if decoder is None:
+                self._unrecognised(flags, kind, value, whole, others, faults)
+                continue
+            try:
+                if flags & 0xC0 != _FLAGS[kind]:
+                    self._wrong_flags(flags, kind)
+                decoded = decoder(value)
+            except Withdraw as wrong:
+                faults.append(Fault(kind, True, str(wrong)))
+                if kind in _MULTIPROTOCOL:
+                    values[kind] = value  # its routes are to be withdrawn, so they must be known
+            except Discard as wrong:
+                faults.append(Fault(kind, False, str(wrong)))
+            else:
+                values[kind] = decoded
+                if kind not in _MULTIPROTOCOL:
+                    if len(remembered) >= _MEMORY:
+                        remembered.clear()
+                    remembered[whole] = (kind, decoded)
+        return self._put_together(values, others, faults, present)
+
+    def _put_together(
+        self, values: dict[int, Any], others: list[tuple[int, int, bytes]], faults: list[Fault], present: int
+    ) -> Block:
+        get = values.get
+        reach, unreach = get(14), get(15)
+        if any(fault.withdraws for fault in faults):
+            return Block(None, reach, unreach, tuple(faults), present)
+        path = get(2, AsPath())
+        aggregator = get(7)
+        if not self.as4 and (17 in values or 18 in values):
+            path, aggregator = _whole_numbers(path, aggregator, get(17), get(18))
+        others.sort(key=lambda other: other[1])
+        attributes = Attributes(
+            get(1, 0),
+            path,
+            get(3, b""),
+            get(4),
+            get(5),
+            6 in values,
+            aggregator,
+            get(8, ()),
+            get(9, b""),
+            get(10, ()),
+            get(32, ()),
+            tuple(others),
+        )
+        return Block(attributes, reach, unreach, tuple(faults), present)
+
+    @staticmethod
+    def _repeated(kind: int, faults: list[Fault]) -> None:
+        """RFC 7606 section 3 g: the first one counts, unless it is one that carries routes."""
+        if kind in _MULTIPROTOCOL:
+            raise RemoteError(
+                ErrorCode.UPDATE_MESSAGE,
+                UpdateError.MALFORMED_ATTRIBUTE_LIST,
+                reason=f"{AttributeType(kind).name} stands twice",
+            )
+        faults.append(Fault(kind, False, "stands twice; the first one counts"))
+
+    @staticmethod
+    def _wrong_flags(flags: int, kind: int) -> None:
+        """RFC 7606 section 3 c, and RFC 6793 section 6 for the two that only go with AS numbers of two octets."""
+        if kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
+            raise Discard(f"flags {flags:#04x}")
+        raise Withdraw(f"flags {flags:#04x}")
+
+    def _unrecognised(
+        self,
+        flags: int,
+        kind: int,
+        value: bytes,
+        whole: bytes,
+        others: list[tuple[int, int, bytes]],
+        faults: list[Fault],
+    ) -> None:
+        """RFC 4271 section 9: passed on with PARTIAL set if transitive, dropped without a word if not."""
+        if kind in _FLAGS:
+            faults.append(Fault(kind, False, "makes no sense between speakers of four octets"))  # RFC 6793 section 6
+        elif not flags & OPTIONAL:
+            raise RemoteError(
+                ErrorCode.UPDATE_MESSAGE,
+                UpdateError.UNRECOGNIZED_WELL_KNOWN_ATTRIBUTE,
+                whole,
+                f"unrecognised well-known attribute {kind}",
+            )
+        elif flags & TRANSITIVE:
+            if any(other[1] == kind for other in others):
+                faults.append(Fault(kind, False, "stands twice; the first one counts"))
+            else:
+                others.append((OPTIONAL | TRANSITIVE | PARTIAL, kind, value))
+
+
+# ------------------------------------------------------------------------------------------- one a decoder
+
+
+def _origin(value: bytes) -> int:
+    if len(value) != 1 or value[0] > 2:
+        raise Withdraw(f"value {value[:8].hex()}")
+    return value[0]
+
+
+def _as_path(value: bytes) -> AsPath:
+    try:
+        return decode_path(value, 4)
+    except MalformedPath as wrong:
+        raise Withdraw(str(wrong)) from None
+
+
+def _as_path_of_two(value: bytes) -> AsPath:
+    try:
+        return decode_path(value, 2)
+    except MalformedPath as wrong:
+        raise Withdraw(str(wrong)) from None
+
+
+def _as4_path(value: bytes) -> AsPath:
+    try:
+        return decode_path(value, 4)
+    except MalformedPath as wrong:
+        raise Discard(str(wrong)) from None
+
+
+def _next_hop(value: bytes) -> bytes:
+    """RFC 4271 section 6.3: a valid host address; 0/8, 127/8, multicast and class E are none."""
+    if len(value) != 4 or value[0] in (0, 127) or value[0] >= 224:
+        raise Withdraw(f"value {value[:8].hex()}")
+    return value
+
+
+def _number(value: bytes) -> int:
+    if len(value) != 4:
+        raise Withdraw(f"length {len(value)}")
+    return int.from_bytes(value, "big")
+
+
+def _atomic_aggregate(value: bytes) -> bool:
+    if value:
+        raise Discard(f"length {len(value)}")
+    return True
+
+
+def _aggregator_of(value: bytes, width: int) -> tuple[int, bytes]:
+    if len(value) != width + 4:
+        raise Discard(f"length {len(value)}")
+    number = int.from_bytes(value[:width], "big")
+    if not number:
+        raise Discard("AS 0")  # RFC 7607
+    return number, value[width:]
+
+
+def _aggregator(value: bytes) -> tuple[int, bytes]:
+    return _aggregator_of(value, 4)
+
+
+def _aggregator_of_two(value: bytes) -> tuple[int, bytes]:
+    return _aggregator_of(value, 2)
+
+
+def _as4_aggregator(value: bytes) -> tuple[int, bytes]:
+    return _aggregator_of(value, 4)
+
+
+def _communities(value: bytes) -> tuple[int, ...]:
+    if not value or len(value) % 4:
+        raise Withdraw(f"length {len(value)}")
+    return struct.unpack(f">{len(value) // 4}I", value)
+
+
+def _originator_id(value: bytes) -> bytes:
+    if len(value) != 4:
+        raise Withdraw(f"length {len(value)}")
+    return value
+
+
+def _cluster_list(value: bytes) -> tuple[bytes, ...]:
+    if not value or len(value) % 4:
+        raise Withdraw(f"length {len(value)}")
+    return tuple(value[start : start + 4] for start in range(0, len(value), 4))
+
+
+def _large_communities(value: bytes) -> tuple[tuple[int, int, int], ...]:
+    """Duplicates are removed on receipt (RFC 8092 section 3)."""
+    if not value or len(value) % 12:
+        raise Withdraw(f"length {len(value)}")
+    return tuple(dict.fromkeys(struct.iter_unpack(">3I", value)))
+
+
+def _multiprotocol(value: bytes) -> bytes:
+    return value
+
+
+def _from_another_as(value: bytes) -> None:
+    raise Discard("came from another AS")
+
+
+_DECODERS: dict[int, Callable[[bytes], Any]] = {
+    AttributeType.ORIGIN: _origin,
+    AttributeType.AS_PATH: _as_path,
+    AttributeType.NEXT_HOP: _next_hop,
+    AttributeType.MULTI_EXIT_DISC: _number,
+    AttributeType.LOCAL_PREF: _number,
+    AttributeType.ATOMIC_AGGREGATE: _atomic_aggregate,
+    AttributeType.AGGREGATOR: _aggregator,
+    AttributeType.COMMUNITIES: _communities,
+    AttributeType.ORIGINATOR_ID: _originator_id,
+    AttributeType.CLUSTER_LIST: _cluster_list,
+    AttributeType.MP_REACH_NLRI: _multiprotocol,
+    AttributeType.MP_UNREACH_NLRI: _multiprotocol,
+    AttributeType.LARGE_COMMUNITIES: _large_communities,
+}
+
+# What the OPTIONAL and TRANSITIVE bits must be.
+_FLAGS: dict[int, int] = {
+    AttributeType.ORIGIN: TRANSITIVE,
+    AttributeType.AS_PATH: TRANSITIVE,
+    AttributeType.NEXT_HOP: TRANSITIVE,
+    AttributeType.MULTI_EXIT_DISC: OPTIONAL,
+    AttributeType.LOCAL_PREF: TRANSITIVE,
+    AttributeType.ATOMIC_AGGREGATE: TRANSITIVE,
+    AttributeType.AGGREGATOR: OPTIONAL | TRANSITIVE,
+    AttributeType.COMMUNITIES: OPTIONAL | TRANSITIVE,
+    AttributeType.ORIGINATOR_ID: OPTIONAL,
+    AttributeType.CLUSTER_LIST: OPTIONAL,
+    AttributeType.MP_REACH_NLRI: OPTIONAL,
+    AttributeType.MP_UNREACH_NLRI: OPTIONAL,
+    AttributeType.AS4_PATH: OPTIONAL | TRANSITIVE,
+    AttributeType.AS4_AGGREGATOR: OPTIONAL | TRANSITIVE,
+    AttributeType.LARGE_COMMUNITIES: OPTIONAL | TRANSITIVE,
+}
+
+_MULTIPROTOCOL = frozenset((AttributeType.MP_REACH_NLRI, AttributeType.MP_UNREACH_NLRI))
+
+
+def _whole_numbers(
+    path: AsPath,
+    aggregator: tuple[int, bytes] | None,
+    path4: AsPath | None,
+    aggregator4: tuple[int, bytes] | None,
+) -> tuple[AsPath, tuple[int, bytes] | None]:
+    """RFC 6793 section 4.2.3: an aggregator of two octets behind the four-octet one makes both AS4 values void."""
+    if aggregator and aggregator4:
+        if aggregator[0] != AS_TRANS:
+            return path, aggregator
+        aggregator = aggregator4
+    return merge(path, path4) if path4 else path, aggregator

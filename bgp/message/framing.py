@@ -1,0 +1,67 @@
+"""The header of every message, and a stream cut into messages (RFC 4271 sections 4.1 and 6.1).
+
+Rule: no more than one incomplete message is ever kept, whatever the peer sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bgp.message.codes import HEADER_SIZE, MARKER, MAX_MESSAGE_SIZE, ErrorCode, HeaderError, MessageType
+from bgp.message.errors import LocalError, RemoteError
+
+# Shortest and longest length of each type, header included; the index is the type.
+_SHORTEST = (0, 29, 23, 21, 19, 23)
+_LONGEST = (0, MAX_MESSAGE_SIZE, MAX_MESSAGE_SIZE, MAX_MESSAGE_SIZE, 19, 23)
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    """A whole message. Raises LocalError when it is longer than 4096 octets."""
+    size = HEADER_SIZE + len(body)
+    if size > MAX_MESSAGE_SIZE:
+        raise LocalError(f"a message of {size} octets is longer than {MAX_MESSAGE_SIZE}")
+    return MARKER + bytes((size >> 8, size & 0xFF, kind)) + body
+
+
+class Framer:
+    """Cuts a stream of octets into messages."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def receive(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Each whole message as (type, body), in order; what is left over waits for more.
+
+        Raises RemoteError at the first bad header; the messages before it have been given by then. After that
+        the stream is lost: there is no way to find the next message.
+        """
+        data = self._rest + data if self._rest else data
+        self._rest = b""
+        position, end = 0, len(data)
+        while end - position >= HEADER_SIZE:
+            body = position + HEADER_SIZE
+            size = data[position + 16] << 8 | data[position + 17]
+            kind = data[position + 18]
+            if data[position : position + 16] != MARKER:
+                raise RemoteError(
+                    ErrorCode.MESSAGE_HEADER, HeaderError.CONNECTION_NOT_SYNCHRONIZED, reason="marker is not all ones"
+                )
+            if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
+                raise _bad_length(size)
+            if not MessageType.OPEN <= kind <= MessageType.ROUTE_REFRESH:
+                raise RemoteError(
+                    ErrorCode.MESSAGE_HEADER, HeaderError.BAD_MESSAGE_TYPE, bytes((kind,)), f"message type {kind}"
+                )
+            if not _SHORTEST[kind] <= size <= _LONGEST[kind]:
+                raise _bad_length(size)
+            if end - position < size:
+                break
+            position += size
+            yield kind, data[body:position]
+        self._rest = data[position:]
+
+
+def _bad_length(size: int) -> RemoteError:
+    return RemoteError(
+        ErrorCode.MESSAGE_HEADER, HeaderError.BAD_MESSAGE_LENGTH, size.to_bytes(2, "big"), f"message length {size}"
+    )

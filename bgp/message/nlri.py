@@ -1,0 +1,101 @@
+"""Prefixes as they stand on the wire: one octet of length in bits, then as many octets as that needs.
+
+Rule: a prefix is its own wire bytes, with the bits behind its length cleared. So equal prefixes are equal bytes,
+they are the key of every table, and nothing is converted between the wire and the table. The family is not in
+them: a table holds one family.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+
+from bgp.message.codes import Family
+
+_BITS = {Family.IPV4: 32, Family.IPV6: 128}
+
+# Octets that a prefix takes, by its length octet; 0 where the length is too long for the family.
+_SIZES = {
+    family: tuple(1 + (length + 7) // 8 if length <= bits else 0 for length in range(256))
+    for family, bits in _BITS.items()
+}
+# The bits of the last octet that lie behind the length, by the length octet.
+_SPARE = tuple((1 << (-length % 8)) - 1 for length in range(256))
+
+
+class BadPrefix(ValueError):
+    """A prefix that is longer than its family allows or that the field cuts off; the field cannot be read on."""
+
+
+def split(family: Family, field: bytes) -> list[bytes]:
+    """The prefixes of an NLRI field. Raises BadPrefix."""
+    sizes = _SIZES[family]
+    prefixes = []
+    position, end = 0, len(field)
+    while position < end:
+        length = field[position]
+        size = sizes[length]
+        following = position + size
+        if not size or following > end:
+            raise BadPrefix(f"prefix length {length} at octet {position} of {end}")
+        prefix = field[position:following]
+        if size > 1 and prefix[-1] & _SPARE[length]:
+            prefix = prefix[:-1] + bytes((prefix[-1] & ~_SPARE[length],))
+        prefixes.append(prefix)
+        position = following
+    return prefixes
+
+
+def parse(text: str) -> tuple[Family, bytes]:
+    """ "10.0.0.0/8" or "2001:db8::/32" to (family, prefix). Raises ValueError; bits behind the length are cleared."""
+    address, slash, bits = text.partition("/")
+    family = Family.IPV6 if ":" in address else Family.IPV4
+    try:
+        packed = parse_address(address)
+        length = int(bits) if slash and bits.isascii() and bits.isdigit() else -1
+    except ValueError:
+        raise ValueError(f"{text!r} is no prefix: write it like 10.0.0.0/8 or 2001:db8::/32") from None
+    if not 0 <= length <= _BITS[family]:
+        raise ValueError(f"{text!r}: the length must lie between 0 and {_BITS[family]}")
+    return family, split(family, bytes((length,)) + packed[: (length + 7) // 8])[0]
+
+
+def text(family: Family, prefix: bytes) -> str:
+    """The prefix as people write it."""
+    return f"{address_text(address(family, prefix))}/{prefix[0]}"
+
+
+def address(family: Family, prefix: bytes) -> bytes:
+    """The network address, 4 or 16 octets."""
+    return prefix[1:].ljust(_BITS[family] // 8, b"\0")
+
+
+def parse_address(text: str) -> bytes:
+    """An address to its 4 or 16 octets. Raises ValueError."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise ValueError(f"{text!r} is no address") from None
+
+
+def address_text(packed: bytes) -> str:
+    """4 or 16 octets as an address; 32 (an IPv6 next hop with its link-local address) as the global one."""
+    if len(packed) == 4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    return socket.inet_ntop(socket.AF_INET6, packed[:16])
+
+
+def pack(prefixes: Iterable[bytes], room: int) -> list[bytes]:
+    """The prefixes joined into fields of at most `room` octets each (at least 17: the longest prefix)."""
+    fields: list[bytes] = []
+    held: list[bytes] = []
+    size = 0
+    for prefix in prefixes:
+        if size + len(prefix) > room:
+            fields.append(b"".join(held))
+            held, size = [], 0
+        held.append(prefix)
+        size += len(prefix)
+    if held:
+        fields.append(b"".join(held))
+    return fields

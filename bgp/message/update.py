@@ -1,0 +1,240 @@
+"""UPDATE (RFC 4271 section 4.3) with routes of IPv4 and IPv6 (RFC 4760), and its errors (RFC 7606).
+
+Rule: what decode() returns can be applied as it stands: every announced prefix has complete attributes, and routes
+whose attributes were malformed are among the withdrawn. Nothing downstream judges the wire again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bgp.message import nlri
+from bgp.message.attribute_decoding import (
+    AS_PATH_BIT,
+    NEXT_HOP_BIT,
+    ORIGIN_BIT,
+    AttributeDecoder,
+    Fault,
+)
+from bgp.message.attributes import Attributes, attribute, encode_attributes
+from bgp.message.codes import (
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
+    OPTIONAL,
+    AttributeType,
+    ErrorCode,
+    Family,
+    MessageType,
+    UpdateError,
+)
+from bgp.message.errors import LocalError, RemoteError
+from bgp.message.framing import frame
+
+_ROOM = MAX_MESSAGE_SIZE - HEADER_SIZE - 4
+"""Octets left for the three fields of an UPDATE, their two length fields taken off."""
+_LONGEST_PREFIX = 17
+
+
+class Update(NamedTuple):
+    """An UPDATE, ready to be applied: the withdrawals first."""
+
+    withdrawn: tuple[tuple[Family, list[bytes]], ...] = ()
+    announced: tuple[tuple[Family, list[bytes], Attributes], ...] = ()
+    end_of_rib: Family | None = None
+    """The family whose initial routes have all been sent (RFC 4724 section 2)."""
+    faults: tuple[Fault, ...] = ()
+
+
+class UpdateDecoder:
+    """Reads the UPDATEs of one session. Families that were not negotiated are passed over."""
+
+    def __init__(self, families: Iterable[Family], attributes: AttributeDecoder) -> None:
+        self._families = {family.wire: family for family in families}
+        self._attributes = attributes
+        self._ipv4 = Family.IPV4 in self._families.values()
+
+    def decode(self, body: bytes) -> Update:
+        """The body of an UPDATE. Raises RemoteError where the session must end."""
+        end = len(body)
+        cut = 2 + (body[0] << 8 | body[1])
+        if cut + 2 > end:
+            raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason="withdrawn routes run over the message's end")
+        start = cut + 2
+        stop = start + (body[cut] << 8 | body[cut + 1])
+        if stop > end:
+            raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason="attributes run over the message's end")
+        ipv4 = Family.IPV4
+        try:
+            gone = nlri.split(ipv4, body[2:cut]) if cut > 2 else []
+            new = nlri.split(ipv4, body[stop:]) if stop < end else []
+        except nlri.BadPrefix as wrong:
+            raise _error(UpdateError.INVALID_NETWORK_FIELD, reason=str(wrong)) from None
+        if start == stop and not new:
+            if not gone:
+                return Update(end_of_rib=ipv4)
+            return Update(((ipv4, gone),)) if self._ipv4 else Update()
+
+        attributes, reach, unreach, faults, present = self._attributes.decode(body[start:stop])
+        if attributes is None and reach is None and not new:
+            # RFC 7606 section 5.2: the routes that this was about cannot be found, perhaps behind the error.
+            reason = f"{faults[0]}, and there are no routes to withdraw for it"
+            raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason=reason)
+        if not self._ipv4:
+            gone, new = [], []
+        if reach is None and unreach is None:  # the common case, kept short
+            missing = _MANDATORY & ~present
+            if new and (missing or attributes is None):
+                if missing and attributes is not None:
+                    faults = (*faults, _missing(missing))
+                return Update(((ipv4, gone + new),), (), None, faults)
+            withdrawn = ((ipv4, gone),) if gone else ()
+            return Update(withdrawn, ((ipv4, new, attributes),) if new and attributes else (), None, faults)
+        return self._multiprotocol(gone, new, attributes, reach, unreach, faults, present)
+
+    def _multiprotocol(
+        self,
+        gone: list[bytes],
+        new: list[bytes],
+        attributes: Attributes | None,
+        reach: bytes | None,
+        unreach: bytes | None,
+        faults: tuple[Fault, ...],
+        present: int,
+    ) -> Update:
+        withdrawn: list[tuple[Family, list[bytes]]] = [(Family.IPV4, gone)] if gone else []
+        announced: list[tuple[Family, list[bytes], Attributes]] = []
+        if unreach is not None:
+            family, prefixes = self._unreach(unreach)
+            if family and not prefixes and reach is None and not new and not gone:
+                return Update(end_of_rib=family, faults=faults)
+            if family and prefixes:
+                withdrawn.append((family, prefixes))
+        if reach is not None:
+            family, next_hop, prefixes = self._reach(reach)
+            missing = (ORIGIN_BIT | AS_PATH_BIT) & ~present
+            if family and prefixes:
+                if missing and attributes is not None:
+                    faults = (*faults, _missing(missing))
+                if not next_hop:
+                    faults = (*faults, Fault(AttributeType.MP_REACH_NLRI, True, "the next hop is no host address"))
+                if attributes is None or missing or not next_hop:
+                    withdrawn.append((family, prefixes))
+                else:
+                    announced.append((family, prefixes, attributes._replace(next_hop=next_hop)))
+        if new:
+            missing = _MANDATORY & ~present
+            if missing and attributes is not None:
+                faults = (*faults, _missing(missing))
+            if missing or attributes is None:
+                withdrawn.append((Family.IPV4, new))
+            else:
+                announced.append((Family.IPV4, new, attributes))
+        return Update(tuple(withdrawn), tuple(announced), None, faults)
+
+    def _unreach(self, value: bytes) -> tuple[Family | None, list[bytes]]:
+        if len(value) < 3:
+            raise _lost(AttributeType.MP_UNREACH_NLRI, value, f"length {len(value)}")
+        family = self._families.get(value[:3])
+        if family is None:
+            return None, []
+        return family, _prefixes(AttributeType.MP_UNREACH_NLRI, family, value, 3)
+
+    def _reach(self, value: bytes) -> tuple[Family | None, bytes, list[bytes]]:
+        """Family, next hop (empty where it is no host address) and prefixes (RFC 7606 section 7.11)."""
+        if len(value) < 5:
+            raise _lost(AttributeType.MP_REACH_NLRI, value, f"length {len(value)}")
+        size = value[3]
+        if 5 + size > len(value):
+            raise _lost(AttributeType.MP_REACH_NLRI, value, f"a next hop of {size} octets does not fit")
+        family = self._families.get(value[:3])
+        if family is None:
+            return None, b"", []
+        if size not in ((4,) if family is Family.IPV4 else (16, 32)):
+            raise _lost(AttributeType.MP_REACH_NLRI, value, f"a next hop of {size} octets")
+        next_hop = value[4 : 4 + size]
+        prefixes = _prefixes(AttributeType.MP_REACH_NLRI, family, value, 5 + size)
+        return family, next_hop if _is_host(next_hop) else b"", prefixes
+
+
+_MANDATORY = ORIGIN_BIT | AS_PATH_BIT | NEXT_HOP_BIT
+
+
+def _is_host(next_hop: bytes) -> bool:
+    if len(next_hop) == 4:
+        return next_hop[0] not in (0, 127) and next_hop[0] < 224
+    return next_hop[0] != 0xFF and next_hop[:16] not in (bytes(16), bytes(15) + b"\1")
+
+
+def _missing(bits: int) -> Fault:
+    """RFC 7606 section 3 d."""
+    kind = (bits & -bits).bit_length() - 1
+    return Fault(kind, True, "is missing")
+
+
+def _prefixes(kind: AttributeType, family: Family, value: bytes, start: int) -> list[bytes]:
+    try:
+        return nlri.split(family, value[start:])
+    except nlri.BadPrefix as wrong:
+        raise _lost(kind, value, str(wrong)) from None
+
+
+def _lost(kind: AttributeType, value: bytes, reason: str) -> RemoteError:
+    """An attribute that carries routes and cannot be read: which routes is not known, so the session ends."""
+    return _error(UpdateError.OPTIONAL_ATTRIBUTE_ERROR, attribute(OPTIONAL, kind, value), f"{kind.name}: {reason}")
+
+
+def _error(subcode: UpdateError, data: bytes = b"", reason: str = "") -> RemoteError:
+    return RemoteError(ErrorCode.UPDATE_MESSAGE, subcode, data[: MAX_MESSAGE_SIZE - HEADER_SIZE - 2], reason)
+
+
+# ------------------------------------------------------------------------------------------------ sending
+
+
+def encode_announcement(
+    family: Family, attributes: Attributes, prefixes: Iterable[bytes], *, as4: bool
+) -> list[bytes]:
+    """Whole messages that announce the prefixes, as few as hold them.
+
+    IPv4 stands in the UPDATE's own field, IPv6 in MP_REACH_NLRI, which comes first (RFC 7606 section 5.1). Raises
+    LocalError when the attributes leave no room for a prefix, or when the next hop is not of the family.
+    """
+    block = encode_attributes(attributes, as4)
+    next_hop = attributes.next_hop
+    if len(next_hop) not in ((4,) if family is Family.IPV4 else (16, 32)):
+        raise LocalError(f"a next hop of {len(next_hop)} octets for {family.name}")
+    # MP_REACH_NLRI takes 4 octets of header, 5 and the next hop.
+    room = _ROOM - len(block) - (0 if family is Family.IPV4 else 9 + len(next_hop))
+    if room < _LONGEST_PREFIX:
+        raise LocalError(f"{len(block)} octets of attributes leave no room for a prefix")
+    if family is Family.IPV4:
+        head = b"\0\0" + len(block).to_bytes(2, "big") + block
+        return [frame(MessageType.UPDATE, head + field) for field in nlri.pack(prefixes, room)]
+    start = family.wire + bytes((len(next_hop),)) + next_hop + b"\0"
+    return [
+        frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_REACH_NLRI, start + field) + block))
+        for field in nlri.pack(prefixes, room)
+    ]
+
+
+def encode_withdrawal(family: Family, prefixes: Iterable[bytes]) -> list[bytes]:
+    """Whole messages that withdraw the prefixes."""
+    if family is Family.IPV4:
+        fields = nlri.pack(prefixes, _ROOM)
+        return [frame(MessageType.UPDATE, struct.pack(">H", len(field)) + field + b"\0\0") for field in fields]
+    return [
+        frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_UNREACH_NLRI, family.wire + field)))
+        for field in nlri.pack(prefixes, _ROOM - 7)
+    ]
+
+
+def encode_end_of_rib(family: Family) -> bytes:
+    """RFC 4724 section 2: an UPDATE that says nothing, of the family."""
+    if family is Family.IPV4:
+        return frame(MessageType.UPDATE, bytes(4))
+    return frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_UNREACH_NLRI, family.wire)))
+
+
+def _body(block: bytes) -> bytes:
+    return b"\0\0" + len(block).to_bytes(2, "big") + block

@@ -1,0 +1,267 @@
+"""BGP messages: what is encoded is decoded again, scapy reads it the same way, and no input breaks a decoder."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.contrib.bgp import (
+    BGPCapFourBytesASN,
+    BGPCapGeneric,
+    BGPCapMultiprotocol,
+    BGPHeader,
+    BGPOpen,
+    BGPOptParam,
+    BGPUpdate,
+    bgp_module_conf,
+)
+
+from bgp.message import (
+    AsPath,
+    AttributeDecoder,
+    Attributes,
+    Capabilities,
+    Family,
+    Framer,
+    GracefulRestart,
+    Notification,
+    Open,
+    RemoteError,
+    Update,
+    UpdateDecoder,
+    decode_notification,
+    decode_open,
+    decode_route_refresh,
+    encode_announcement,
+    encode_withdrawal,
+    nlri,
+)
+from bgp.message.aspath import AS_SEQUENCE, AS_SET, encode_path
+
+words = st.integers(0, 2**32 - 1)
+numbers = st.integers(1, 2**32 - 1)
+hosts = st.integers(0x01000000, 0x7EFFFFFF).map(lambda value: value.to_bytes(4, "big"))
+octets = st.binary(min_size=4, max_size=4)
+segments = st.tuples(st.sampled_from((AS_SET, AS_SEQUENCE)), st.lists(numbers, min_size=1, max_size=5).map(tuple))
+paths = st.lists(segments, max_size=3).map(AsPath)
+others = st.lists(
+    st.tuples(st.just(0xE0), st.integers(33, 255), st.binary(max_size=300)),
+    max_size=2,
+    unique_by=lambda item: item[1],
+).map(lambda items: tuple(sorted(items, key=lambda item: item[1])))
+attributes_values = st.builds(
+    Attributes,
+    origin=st.integers(0, 2),
+    as_path=paths,
+    next_hop=hosts,
+    med=st.none() | words,
+    local_pref=st.none() | words,
+    atomic_aggregate=st.booleans(),
+    aggregator=st.none() | st.tuples(numbers, octets),
+    communities=st.lists(words, max_size=80).map(tuple),
+    originator_id=st.just(b"") | octets,
+    cluster_list=st.lists(octets, max_size=3).map(tuple),
+    large_communities=st.lists(st.tuples(words, words, words), max_size=3, unique=True).map(tuple),
+    others=others,
+)
+
+
+def prefix(family: Family) -> Any:
+    bits = 32 if family is Family.IPV4 else 128
+
+    def wire(length: int, value: int) -> bytes:
+        network = (value >> (bits - length)) << (bits - length) if length else 0
+        return bytes((length,)) + network.to_bytes(bits // 8, "big")[: (length + 7) // 8]
+
+    return st.builds(wire, st.integers(0, bits), st.integers(0, 2**bits - 1))
+
+
+def decode(messages: list[bytes], *, as4: bool = True) -> list[Update]:
+    decoder = UpdateDecoder(Family, AttributeDecoder(as4=as4, internal=True))
+    updates = []
+    for kind, body in Framer().receive(b"".join(messages)):
+        assert kind == 2
+        updates.append(decoder.decode(body))
+        assert decoder.decode(body) == updates[-1]  # the second time from memory
+    return updates
+
+
+@given(attributes_values, st.lists(prefix(Family.IPV4), min_size=1, max_size=20))
+def test_announcements_of_ipv4(attributes: Attributes, prefixes: list[bytes]) -> None:
+    updates = decode(encode_announcement(Family.IPV4, attributes, prefixes, as4=True))
+    assert all(update.faults == () and update.withdrawn == () for update in updates)
+    assert [p for update in updates for _, some, _ in update.announced for p in some] == prefixes
+    assert {got for update in updates for _, _, got in update.announced} == {attributes}
+
+
+@given(attributes_values, st.binary(min_size=16, max_size=16), st.lists(prefix(Family.IPV6), min_size=1, max_size=20))
+def test_announcements_of_ipv6(attributes: Attributes, hop: bytes, prefixes: list[bytes]) -> None:
+    attributes = attributes._replace(next_hop=b"\x20" + hop[1:])
+    updates = decode(encode_announcement(Family.IPV6, attributes, prefixes, as4=True))
+    assert [p for update in updates for _, some, _ in update.announced for p in some] == prefixes
+    assert {got for update in updates for _, _, got in update.announced} == {attributes}
+
+
+@given(st.lists(numbers, min_size=1, max_size=20), st.none() | st.tuples(numbers, octets))
+def test_a_path_survives_a_session_of_two_octets(path: list[int], aggregator: tuple[int, bytes] | None) -> None:
+    attributes = Attributes(0, AsPath.sequence(*path), b"\x0a\0\0\1", aggregator=aggregator)
+    (update,) = decode(encode_announcement(Family.IPV4, attributes, [b"\0"], as4=False), as4=False)
+    ((_, _, got),) = update.announced
+    assert got == attributes
+
+
+@given(st.sampled_from(Family), st.data())
+def test_withdrawals(family: Family, data: st.DataObject) -> None:
+    prefixes = data.draw(st.lists(prefix(family), min_size=1, max_size=600))
+    updates = decode(encode_withdrawal(family, prefixes))
+    assert [p for update in updates for _, some in update.withdrawn for p in some] == prefixes
+
+
+@given(st.sampled_from(Family), st.data())
+def test_prefixes_as_text(family: Family, data: st.DataObject) -> None:
+    wire = data.draw(prefix(family))
+    text = nlri.text(family, wire)
+    network = ipaddress.ip_network(text)
+    assert nlri.parse(text) == (family, wire)
+    assert (network.network_address.packed, network.prefixlen) == (nlri.address(family, wire), wire[0])
+
+
+capabilities = st.builds(
+    Capabilities,
+    families=st.lists(st.sampled_from(Family), min_size=1, unique=True).map(tuple),
+    as4=st.just(True),
+    route_refresh=st.booleans(),
+    graceful_restart=st.none()
+    | st.builds(
+        GracefulRestart,
+        st.integers(0, 4095),
+        st.booleans(),
+        st.lists(st.tuples(st.sampled_from(Family), st.booleans()), max_size=2).map(tuple),
+    ),
+    others=st.lists(st.tuples(st.integers(128, 255), st.binary(max_size=20)), max_size=3, unique=True).map(tuple),
+)
+opens = st.builds(
+    Open, numbers, st.just(0) | st.integers(3, 65535), octets.filter(lambda value: value != bytes(4)), capabilities
+)
+
+
+@given(opens)
+def test_open(message: Open) -> None:
+    ((_, body),) = Framer().receive(message.encode())
+    assert decode_open(body) == message
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=4075))
+def test_notification(code: int, subcode: int, data: bytes) -> None:
+    message = Notification(code, subcode, data)
+    ((_, body),) = Framer().receive(message.encode())
+    assert decode_notification(body) == message
+    assert str(message)
+
+
+# ---------------------------------------------------------------------------------- an independent decoder
+
+
+@settings(max_examples=50)
+@given(opens)
+def test_scapy_reads_our_open(message: Open) -> None:
+    read = BGPHeader(message.encode())
+    layer = read[BGPOpen]
+    assert (read.len, layer.hold_time, layer.bgp_id) == (
+        len(message.encode()),
+        message.hold_time,
+        nlri.address_text(message.identifier),
+    )
+    # Scapy knows one capability a parameter, and so reads the first of ours: the first family.
+    first = layer.opt_params[0].param_value
+    assert (first.code, first.afi) == (1, message.capabilities.families[0].afi)
+
+
+@settings(max_examples=50)
+@given(numbers, st.integers(3, 65535), st.lists(st.sampled_from(Family), min_size=1, unique=True))
+def test_we_read_scapys_open(asn: int, hold_time: int, families: list[Family]) -> None:
+    parameters = [
+        *(BGPOptParam(param_value=BGPCapMultiprotocol(afi=family.afi, safi=family.safi)) for family in families),
+        BGPOptParam(param_value=BGPCapFourBytesASN(asn=asn)),
+        BGPOptParam(param_value=BGPCapGeneric(code=2)),
+    ]
+    sent = BGPOpen(my_as=min(asn, 23456), hold_time=hold_time, bgp_id="10.0.0.1", opt_params=parameters)
+    got = decode_open(bytes(BGPHeader(type=1) / sent)[19:])
+    assert got == Open(asn, hold_time, b"\x0a\0\0\1", Capabilities(tuple(families)))
+
+
+@settings(max_examples=50)
+@given(attributes_values, st.lists(prefix(Family.IPV4), min_size=1, max_size=5))
+def test_scapy_reads_our_update(attributes: Attributes, prefixes: list[bytes]) -> None:
+    bgp_module_conf.use_2_bytes_asn = False
+    (message,) = encode_announcement(Family.IPV4, attributes, prefixes, as4=True)
+    layer = BGPHeader(message)[BGPUpdate]
+    assert [entry.prefix for entry in layer.nlri] == [nlri.text(Family.IPV4, wire) for wire in prefixes]
+    read = {entry.type_code: entry.attribute for entry in layer.path_attr}
+    assert read[1].origin == attributes.origin
+    assert [(part.segment_type, tuple(part.segment_value)) for part in read[2].segments] == list(attributes.as_path)
+    assert read[3].next_hop == nlri.address_text(attributes.next_hop)
+    assert (read[4].med if 4 in read else None) == attributes.med
+    assert (read[5].local_pref if 5 in read else None) == attributes.local_pref
+    assert (6 in read) == attributes.atomic_aggregate
+
+
+# ------------------------------------------------------------------------------------------- hostile input
+
+
+def harmless(data: bytes) -> None:
+    """A decoder may refuse, and says why; nothing else comes out of it."""
+    for as4 in (False, True):
+        for internal in (False, True):
+            decoder = UpdateDecoder(Family, AttributeDecoder(as4=as4, internal=internal))
+            try:
+                update = decoder.decode(data)
+            except RemoteError as error:
+                assert error.code == 3
+                assert error.reason
+            else:
+                for family, prefixes, attributes in update.announced:
+                    assert prefixes
+                    assert encode_path(attributes.as_path, 4) is not None
+                    assert len(attributes.next_hop) in ((4,) if family is Family.IPV4 else (16, 32))
+
+
+@given(st.binary(min_size=4, max_size=200))
+def test_no_update_breaks_the_decoder(data: bytes) -> None:
+    harmless(data)
+
+
+@given(attributes_values, st.data())
+def test_no_change_to_an_update_breaks_the_decoder(attributes: Attributes, data: st.DataObject) -> None:
+    body = bytearray(encode_announcement(Family.IPV4, attributes, [b"\x18\x0a\x01\x02"], as4=True)[0][19:])
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    harmless(bytes(body))
+
+
+@given(st.binary(min_size=10, max_size=120))
+def test_no_open_breaks_the_decoder(data: bytes) -> None:
+    for body in (data, b"\x04" + data[1:9] + bytes((len(data) - 10,)) + data[10:]):
+        try:
+            decode_open(body)
+        except RemoteError as error:
+            assert error.code == 2
+            assert error.reason
+
+
+@given(st.binary(min_size=4, max_size=4))
+def test_no_route_refresh_breaks_the_decoder(data: bytes) -> None:
+    assert decode_route_refresh(data) in (*Family, None)
+
+
+@given(st.lists(st.binary(max_size=60), max_size=5))
+def test_no_stream_breaks_the_framer(pieces: list[bytes]) -> None:
+    framer = Framer()
+    try:
+        for piece in pieces:
+            for _ in framer.receive(piece):
+                pass
+    except RemoteError as error:
+        assert error.code == 1
