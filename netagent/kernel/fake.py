@@ -208,6 +208,7 @@ class FakeHost:
     def set_link(self, link: LinkFact) -> None:
         """A device of another owner appears, or changes. Down or without carrier it loses its routes silently."""
         self.links[link.name] = link
+        self._connected = None
         self.down.discard(link.name)
         if not link.up:
             self._cascade_device(link.name, ("nexthop", "route"))
@@ -384,7 +385,7 @@ class FakeHost:
             gone.append(key)
             if isinstance(obj, Route) and ":" in obj.dst:
                 self.hint("route", key)
-            if isinstance(obj, NextHop):
+            if isinstance(obj, NextHop | Link):
                 gone += self._cascade(obj)
             if isinstance(obj, Address):
                 self.journal.pop(key, None)
