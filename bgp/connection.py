@@ -1,0 +1,382 @@
+"""One machine of RFC 4271 section 8 with its timers and its TCP connection: octets in, octets and messages out.
+
+Rule: no socket and no clock. `now` is a time in seconds that never goes back; what is to be done outside is appended
+to `outputs`, in order. Whoever owns the connection reads them after each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from bgp.fsm import TABLE, Action, Event, State
+from bgp.message import (
+    KEEPALIVE,
+    AttributeDecoder,
+    Capabilities,
+    Cease,
+    ErrorCode,
+    Family,
+    Framer,
+    MessageType,
+    Notification,
+    Open,
+    RemoteError,
+    Update,
+    UpdateDecoder,
+    decode_notification,
+    decode_open,
+    decode_route_refresh,
+)
+from bgp.message.codes import OpenError
+
+LARGE_HOLD_TIME = 240.0
+"""Seconds that a peer has for its OPEN (section 8.2.2)."""
+
+_SHOWN_STATE_ERROR = {State.OPEN_SENT: 1, State.OPEN_CONFIRM: 2, State.ESTABLISHED: 3}
+
+
+_DEFAULT_CAPABILITIES = Capabilities()
+
+
+class Direction(Enum):
+    """Who began the TCP connection."""
+
+    OUTGOING = "outgoing"
+    INCOMING = "incoming"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a session is told. Times in seconds, identifiers of 4 octets."""
+
+    asn: int
+    identifier: bytes
+    peer_asn: int | None = None
+    """None takes any AS."""
+    capabilities: Capabilities = _DEFAULT_CAPABILITIES
+    hold_time: int = 90
+    connect_retry: float = 30.0
+    passive: bool = False
+    """Never connect, only accept."""
+    longest_idle: float = 120.0
+    """The longest wait after repeated failures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What both sides have agreed on."""
+
+    sent: Open
+    received: Open
+    families: tuple[Family, ...]
+    as4: bool
+    internal: bool
+    route_refresh: bool
+    hold_time: int
+    keepalive: float
+    direction: Direction
+
+
+# What a connection asks of the world.
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Begin a TCP connection to the peer; an attempt still under way is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    direction: Direction
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the TCP connection, once what was sent is on its way; or give up the attempt."""
+
+    direction: Direction
+
+
+# What a connection tells.
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    negotiated: Negotiated
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The machine went back to Idle (or from OpenSent to Active)."""
+
+    direction: Direction
+    was: State
+    reason: str
+    sent: Notification | None = None
+    received: Notification | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReceived:
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshRequested:
+    family: Family
+
+
+Output = Connect | Send | Close | Established | Down | UpdateReceived | RefreshRequested
+
+
+class Connection:
+    """A machine. `random` gives numbers from 0 to 1 for the jitter of section 10."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        direction: Direction,
+        outputs: list[Output],
+        random: Callable[[], float],
+        decoders: Callable[[bool, bool], AttributeDecoder] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.direction = direction
+        self.state = State.IDLE
+        self.negotiated: Negotiated | None = None
+        self.received_open: Open | None = None
+        self.retry_count = 0
+        self.received_messages = [0] * (max(MessageType) + 1)
+        """Counted by type."""
+        self._outputs = outputs
+        self._random = random
+        self._decoders = decoders or (lambda as4, internal: AttributeDecoder(as4=as4, internal=internal))
+        self._framer = Framer()
+        self._decoder: UpdateDecoder | None = None
+        self._notification = Notification(ErrorCode.CEASE)
+        self._reason = ""
+        self._received: Notification | None = None
+        self._unexpected = 0
+        self._retry_at: float | None = None
+        self._hold_at: float | None = None
+        self._keepalive_at: float | None = None
+
+    # -------------------------------------------------------------------------------------------- from outside
+
+    def start(self, now: float, *, manual: bool) -> None:
+        """Connect, or wait for the peer if the settings are passive or this is the incoming machine."""
+        if self.settings.passive or self.direction is Direction.INCOMING:
+            self._fire(Event.MANUAL_START_PASSIVE if manual else Event.AUTOMATIC_START_PASSIVE, now)
+        else:
+            self._fire(Event.MANUAL_START if manual else Event.AUTOMATIC_START, now)
+
+    def stop(self, now: float, notification: Notification, *, manual: bool = True) -> None:
+        self._notify_with(notification, str(notification))
+        self._fire(Event.MANUAL_STOP if manual else Event.AUTOMATIC_STOP, now)
+
+    def collide(self, now: float) -> None:
+        """The other connection with this peer was preferred (section 6.8)."""
+        self._notify_with(
+            Notification(ErrorCode.CEASE, Cease.COLLISION_RESOLUTION), "another connection was preferred"
+        )
+        self._fire(Event.COLLISION_DUMP, now)
+
+    def connected(self, now: float) -> None:
+        """The TCP connection stands."""
+        self._fire(Event.TCP_CONNECTED if self.direction is Direction.OUTGOING else Event.TCP_ACCEPTED, now)
+
+    def failed(self, now: float, reason: str) -> None:
+        """The TCP connection broke, was closed by the peer, or did not come about."""
+        self._reason = reason
+        self._fire(Event.TCP_FAILS, now)
+
+    def receive(self, data: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
+        """Octets from the peer.
+
+        `on_open` is asked when a good OPEN has come, before it is answered: whether this connection may live
+        (section 6.8).
+        """
+        if self.state < State.OPEN_SENT:
+            return  # late octets of a connection that is gone
+        framer = self._framer
+        try:
+            for kind, body in framer.receive(data):
+                self._message(kind, body, now, on_open)
+                if self._framer is not framer:
+                    return
+        except RemoteError as error:
+            self._refuse(error, now)
+
+    def deadline(self) -> float | None:
+        """When `expire` is to be called next."""
+        return min((at for at in (self._retry_at, self._hold_at, self._keepalive_at) if at is not None), default=None)
+
+    def expire(self, now: float) -> None:
+        """Carry out what is due."""
+        if self._keepalive_at is not None and self._keepalive_at <= now:
+            self._fire(Event.KEEPALIVE_TIMER_EXPIRES, now)
+        if self._hold_at is not None and self._hold_at <= now:
+            self._notify_with(Notification(ErrorCode.HOLD_TIMER_EXPIRED), "the hold timer expired")
+            self._fire(Event.HOLD_TIMER_EXPIRES, now)
+        if self._retry_at is not None and self._retry_at <= now:
+            self._fire(Event.CONNECT_RETRY_TIMER_EXPIRES, now)
+
+    # ------------------------------------------------------------------------------------------------ messages
+
+    def _message(self, kind: int, body: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
+        self.received_messages[kind] += 1
+        self._unexpected = kind
+        if kind == MessageType.UPDATE:
+            if self._decoder is None or self.state is not State.ESTABLISHED:
+                self._fire(Event.UPDATE, now)
+                return
+            update = self._decoder.decode(body)
+            self._fire(Event.UPDATE, now)
+            self._outputs.append(UpdateReceived(update))
+        elif kind == MessageType.KEEPALIVE:
+            self._fire(Event.KEEPALIVE, now)
+        elif kind == MessageType.OPEN:
+            self._open(body, now, on_open)
+        elif kind == MessageType.NOTIFICATION:
+            notification = decode_notification(body)
+            self._received = notification
+            self._reason = f"the peer said: {notification}"
+            version = (notification.code, notification.subcode) == (
+                ErrorCode.OPEN_MESSAGE,
+                OpenError.UNSUPPORTED_VERSION,
+            )
+            self._fire(Event.NOTIFICATION_VERSION_ERROR if version else Event.NOTIFICATION, now)
+        else:
+            established = self.state is State.ESTABLISHED
+            self._fire(Event.ROUTE_REFRESH, now)
+            family = decode_route_refresh(body)
+            if established and self.negotiated and family in self.negotiated.families:
+                self._outputs.append(RefreshRequested(family))
+
+    def _open(self, body: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
+        if self.state is not State.OPEN_SENT:
+            self._fire(Event.OPEN, now)
+            return
+        received = decode_open(body)
+        settings = self.settings
+        if settings.peer_asn is not None and received.asn != settings.peer_asn:
+            raise _open_error(OpenError.BAD_PEER_AS, f"AS {received.asn} instead of {settings.peer_asn}")
+        if received.asn == settings.asn and received.identifier == settings.identifier:
+            raise _open_error(OpenError.BAD_BGP_IDENTIFIER, "the peer has our own identifier")
+        self.received_open = received
+        self.negotiated = negotiated = _negotiate(settings, self._own_open(), received, self.direction)
+        attributes = self._decoders(negotiated.as4, negotiated.internal)
+        self._decoder = UpdateDecoder(negotiated.families, attributes)
+        if on_open(self):
+            self._fire(Event.OPEN, now)
+
+    def _refuse(self, error: RemoteError, now: float) -> None:
+        self._notify_with(Notification.answering(error), f"the peer is wrong: {error}")
+        events = {ErrorCode.OPEN_MESSAGE: Event.OPEN_ERROR, ErrorCode.UPDATE_MESSAGE: Event.UPDATE_ERROR}
+        self._fire(events.get(ErrorCode(error.code), Event.HEADER_ERROR), now)
+
+    def _own_open(self) -> Open:
+        settings = self.settings
+        return Open(settings.asn, settings.hold_time, settings.identifier, settings.capabilities)
+
+    # ----------------------------------------------------------------------------------------------- the machine
+
+    def _notify_with(self, notification: Notification, reason: str) -> None:
+        self._notification = notification
+        self._reason = reason
+
+    def _fire(self, event: Event, now: float) -> None:
+        transition = TABLE[self.state].get(event)
+        if transition is None:
+            return
+        was = self.state
+        sent: Notification | None = None
+        for action in transition.actions:
+            if action is Action.START_HOLD:  # first, because it is what every UPDATE does
+                hold_time = self.negotiated.hold_time if self.negotiated else 0
+                self._hold_at = now + hold_time if hold_time else None
+            elif action is Action.FSM_ERROR or action is Action.NOTIFY:
+                sent = self._fsm_error(was) if action is Action.FSM_ERROR else self._notification
+                self._outputs.append(Send(self.direction, sent.encode()))
+            else:
+                self._carry_out(action, now)
+        self.state = transition.next
+        if transition.next is State.ESTABLISHED and was is not State.ESTABLISHED:
+            assert self.negotiated is not None
+            self.retry_count = 0
+            self._outputs.append(Established(self.negotiated))
+        elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
+            self._outputs.append(Down(self.direction, was, self._reason, sent, self._received))
+            self._forget()
+
+    def _carry_out(self, action: Action, now: float) -> None:
+        if action is Action.CONNECT:
+            self._outputs.append(Connect())
+        elif action is Action.DROP:
+            self._outputs.append(Close(self.direction))
+            self._hold_at = self._keepalive_at = None
+        elif action is Action.SEND_OPEN:
+            self._outputs.append(Send(self.direction, self._own_open().encode()))
+        elif action is Action.SEND_KEEPALIVE:
+            self._outputs.append(Send(self.direction, KEEPALIVE))
+        elif action is Action.START_RETRY:
+            # A machine that does not connect has nothing to retry.
+            if self.direction is Direction.OUTGOING and not self.settings.passive:
+                self._retry_at = now + self._jittered(self.settings.connect_retry)
+        elif action is Action.STOP_RETRY:
+            self._retry_at = None
+        elif action is Action.START_LARGE_HOLD:
+            self._hold_at = now + LARGE_HOLD_TIME
+        elif action is Action.START_KEEPALIVE:
+            period = self.negotiated.keepalive if self.negotiated else 0
+            self._keepalive_at = now + self._jittered(period) if period else None
+        elif action is Action.COUNT:
+            self.retry_count += 1
+        elif action is Action.RESET_COUNT:
+            self.retry_count = 0
+
+    def _fsm_error(self, state: State) -> Notification:
+        """RFC 6608: the state is the subcode, the type of the message the data."""
+        subcode = _SHOWN_STATE_ERROR.get(state, 0)
+        data = bytes((self._unexpected,)) if self._unexpected else b""
+        name = MessageType(self._unexpected).name if self._unexpected else "a timer"
+        self._reason = f"{name} is not expected in {state.name}"
+        return Notification(ErrorCode.FINITE_STATE_MACHINE, subcode, data)
+
+    def _forget(self) -> None:
+        """Nothing of a connection that is gone may reach the next one."""
+        self._framer = Framer()
+        self._decoder = None
+        self.negotiated = None
+        self.received_open = None
+        self._received = None
+        self._unexpected = 0
+        self._reason = ""
+        self._notification = Notification(ErrorCode.CEASE)
+
+    def _jittered(self, period: float) -> float:
+        """Section 10: between three quarters and the whole."""
+        return period * (0.75 + 0.25 * self._random())
+
+
+def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direction) -> Negotiated:
+    ours, theirs = sent.capabilities, received.capabilities
+    hold_time = min(sent.hold_time, received.hold_time)
+    return Negotiated(
+        sent,
+        received,
+        tuple(family for family in ours.families if family in theirs.families),
+        ours.as4 and theirs.as4,
+        received.asn == settings.asn,
+        ours.route_refresh and theirs.route_refresh,
+        hold_time,
+        hold_time / 3,
+        direction,
+    )
+
+
+def _open_error(subcode: OpenError, reason: str) -> RemoteError:
+    return RemoteError(ErrorCode.OPEN_MESSAGE, subcode, b"", reason)

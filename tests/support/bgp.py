@@ -1,0 +1,213 @@
+"""A network in memory for BGP under simulated time: connections with latency, nodes that vanish, links that break.
+
+Rule: nothing here waits. Time jumps to the next delivery or timer; equal seeds give equal runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from random import Random
+from typing import Protocol
+
+from bgp.connection import Close, Connect, Direction, Output, Send
+from bgp.session import Session
+
+
+class Node(Protocol):
+    """What the network drives: a speaker, or one session. Peers are named by the nodes' names."""
+
+    def accepted(self, peer: str, now: float) -> bool: ...
+    def connected(self, peer: str, now: float) -> None: ...
+    def failed(self, peer: str, direction: Direction, now: float, reason: str = "") -> None: ...
+    def receive(self, peer: str, direction: Direction, data: bytes, now: float) -> None: ...
+    def deadline(self) -> float | None: ...
+    def expire(self, now: float) -> None: ...
+    def take(self) -> list[tuple[str, Output]]: ...
+
+
+class OneSession:
+    """A session as a node with one peer."""
+
+    def __init__(self, session: Session, peer: str) -> None:
+        self.session = session
+        self.peer = peer
+
+    def accepted(self, peer: str, now: float) -> bool:
+        return self.session.accepted(now)
+
+    def connected(self, peer: str, now: float) -> None:
+        self.session.connected(now)
+
+    def failed(self, peer: str, direction: Direction, now: float, reason: str = "") -> None:
+        self.session.failed(direction, now, reason)
+
+    def receive(self, peer: str, direction: Direction, data: bytes, now: float) -> None:
+        self.session.receive(direction, data, now)
+
+    def deadline(self) -> float | None:
+        return self.session.deadline()
+
+    def expire(self, now: float) -> None:
+        self.session.expire(now)
+
+    def take(self) -> list[tuple[str, Output]]:
+        return [(self.peer, output) for output in self.session.take()]
+
+
+End = tuple[str, str, Direction]
+"""One end of a TCP connection: the node, its peer, who began."""
+
+
+class _Tcp:
+    """A TCP connection: its two ends, and when what each has sent last arrives."""
+
+    def __init__(self, one: End, two: End, stands: float) -> None:
+        self.other = {one: two, two: one}
+        self.arrival = {one: 0.0, two: stands}
+
+
+class Network:
+    """The nodes, the connections between them, and the time."""
+
+    def __init__(self, seed: int = 0, latency: tuple[float, float] = (0.001, 0.02)) -> None:
+        self.now = 1000.0
+        self.nodes: dict[str, Node] = {}
+        self.news: dict[str, list[tuple[str, Output]]] = {}
+        self.sent: dict[str, int] = {}
+        self.cut: set[frozenset[str]] = set()
+        """Pairs that cannot reach each other: what they send is lost without a word."""
+        self._random = Random(seed)
+        self._latency = latency
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._tcp: dict[End, _Tcp] = {}
+        self._attempt: dict[tuple[str, str], object] = {}
+
+    def add(self, name: str, node: Node) -> None:
+        self.nodes[name] = node
+        self.news.setdefault(name, [])
+        self.sent.setdefault(name, 0)
+
+    def remove(self, name: str) -> None:
+        """The node's process dies; the kernel closes its connections."""
+        del self.nodes[name]
+        for end in [end for end in self._tcp if end[0] == name]:
+            self._close(end)
+
+    def break_connections(self, one: str, two: str) -> None:
+        """Both ends see a reset."""
+        for end in [end for end in self._tcp if end[:2] in ((one, two), (two, one))]:
+            if self._tcp.pop(end, None):
+                self._fail(end, "connection reset")
+                self.settle()
+
+    def settle(self) -> None:
+        """Carry out what the nodes ask for; to be called after a node was told something from outside."""
+        for name, node in list(self.nodes.items()):
+            for peer, output in node.take():
+                self._carry_out(name, peer, output)
+
+    def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Let time pass; true when `until` came true before the time was over."""
+        end = self.now + seconds
+        self.settle()
+        while not until():
+            timers = [at for at in (node.deadline() for node in self.nodes.values()) if at is not None]
+            following = min([end + 1, *timers, *(self._queue[0][0:1] if self._queue else ())])
+            if following > end:
+                self.now = end
+                return until()
+            self.now = max(self.now, following)
+            if self._queue and self._queue[0][0] <= self.now:
+                heapq.heappop(self._queue)[2]()
+            for node in list(self.nodes.values()):
+                deadline = node.deadline()
+                if deadline is not None and deadline <= self.now:
+                    node.expire(self.now)
+            self.settle()
+        return True
+
+    def events(self, name: str, kind: type) -> list[Output]:
+        return [output for _, output in self.news[name] if isinstance(output, kind)]
+
+    # ------------------------------------------------------------------------------------------------ the wires
+
+    def _later(self, action: Callable[[], None], at: float | None = None) -> None:
+        at = self.now + self._random.uniform(*self._latency) if at is None else at
+        heapq.heappush(self._queue, (at, next(self._order), action))
+
+    def _carry_out(self, name: str, peer: str, output: Output) -> None:
+        if isinstance(output, Connect):
+            attempt = self._attempt[name, peer] = object()
+            self._later(lambda: self._arrive(name, peer, attempt))
+        elif isinstance(output, Send):
+            self.sent[name] += 1
+            self._send((name, peer, output.direction), output.data)
+        elif isinstance(output, Close):
+            if output.direction is Direction.OUTGOING:
+                self._attempt.pop((name, peer), None)
+            self._close((name, peer, output.direction))
+        else:
+            self.news[name].append((peer, output))
+
+    def _arrive(self, name: str, peer: str, attempt: object) -> None:
+        if self._attempt.get((name, peer)) is not attempt or frozenset((name, peer)) in self.cut:
+            return
+        node, near = self.nodes.get(peer), (name, peer, Direction.OUTGOING)
+        if node is None or not node.accepted(name, self.now):
+            self._later(lambda: self._refused(near, attempt))
+            return
+        far = (peer, name, Direction.INCOMING)
+        # What the far end sends at once must not arrive before the connection stands here.
+        stands = self.now + self._latency[0]
+        tcp = self._tcp[near] = self._tcp[far] = _Tcp(near, far, stands)
+        self._later(lambda: self._stands(tcp, near, attempt), stands)
+
+    def _refused(self, near: End, attempt: object) -> None:
+        if self._attempt.get(near[:2]) is attempt:
+            self._fail(near, "connection refused")
+
+    def _stands(self, tcp: _Tcp, near: End, attempt: object) -> None:
+        if self._tcp.get(near) is not tcp:
+            return
+        if self._attempt.get(near[:2]) is attempt and near[0] in self.nodes:
+            self.nodes[near[0]].connected(near[1], self.now)
+        else:
+            self._close(near)
+
+    def _send(self, end: End, data: bytes) -> None:
+        tcp = self._tcp.get(end)
+        if tcp is None or frozenset(end[:2]) in self.cut:
+            return
+        tcp.arrival[end] = max(tcp.arrival[end], self.now + self._random.uniform(*self._latency))
+        self._later(lambda: self._deliver(tcp, tcp.other[end], data), tcp.arrival[end])
+
+    def _deliver(self, tcp: _Tcp, end: End, data: bytes) -> None:
+        if self._tcp.get(end) is not tcp:
+            self._closed(tcp, tcp.other[end], "connection reset")
+            return
+        size = self._random.randint(1, len(data))  # a stream knows no messages
+        for piece in (data[:size], data[size:]):
+            if piece and self._tcp.get(end) is tcp and end[0] in self.nodes:
+                self.nodes[end[0]].receive(end[1], end[2], piece, self.now)
+                self.settle()
+
+    def _close(self, end: End) -> None:
+        """Our end hears nothing more; the far end hears of it behind what was sent before."""
+        tcp = self._tcp.pop(end, None)
+        if tcp is None or frozenset(end[:2]) in self.cut:
+            return
+        at = max(tcp.arrival[end], self.now + self._latency[0])
+        self._later(lambda: self._closed(tcp, tcp.other[end], "closed by the peer"), at)
+
+    def _closed(self, tcp: _Tcp, end: End, reason: str) -> None:
+        if self._tcp.get(end) is tcp:
+            self._tcp.pop(end)
+            self._fail(end, reason)
+
+    def _fail(self, end: End, reason: str) -> None:
+        node = self.nodes.get(end[0])
+        if node is not None:
+            node.failed(end[1], end[2], self.now, reason)
