@@ -14,8 +14,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from netagent.lab.space import Unable
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
@@ -81,12 +84,25 @@ NEEDS: dict[str, Callable[[], str]] = {
 }
 
 
+def _unable(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, lacks in NEEDS.items():
         if item.get_closest_marker(marker) and (reason := lacks()):
-            if os.environ.get("CI") == "true":
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
+            _unable(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A lab that this machine cannot run (udp without a TUN that one may open) is a lack like any other."""
+    try:
+        yield
+    except Unable as error:
+        _unable(str(error))
 
 
 # --------------------------------------------------------------------------------------- the machine untouched

@@ -6,18 +6,14 @@ the reason, not left out.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import msgspec
 
-from netagent.lab.lab import Lab
+from netagent.lab.lab import Lab, obstacle
 from netagent.lab.matrix import Matrix
 
 BACKENDS = ("host-gw", "vxlan", "udp")
 LEAVE = "vxlan"
 COUNT = 5  # echo requests to each pair
-TUN = Path("/dev/net/tun")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,17 +30,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         return bool(self.why_not) or (self.pairs > 0 and self.good == self.pairs)
-
-
-def obstacle(backend: str) -> str:
-    """Why this machine cannot try a backend; "" if it can."""
-    if backend != "udp":
-        return ""
-    if not TUN.exists():
-        return f"{TUN} does not exist (as root: modprobe tun)"
-    if not os.access(TUN, os.R_OK | os.W_OK):
-        return f"only root may open {TUN} on this machine (distributions have it open to all: chmod 666 {TUN})"
-    return ""
 
 
 async def run(lab: Lab) -> list[Row]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -33,15 +34,27 @@ from netagent.lab import pinger, topology, wiring
 from netagent.lab.etcd import Etcd
 from netagent.lab.matrix import Cell, Flow, Matrix
 from netagent.lab.node import Node
-from netagent.lab.space import LabError, Space, find_program
+from netagent.lab.space import LabError, Space, Unable, find_program
 from netagent.lab.topology import Topology
 
 STATE = "lab.json"
+TUN = Path("/dev/net/tun")
 POLL = 0.05  # seconds between two looks at what announces nothing
 READY_TIMEOUT = 60.0
 FLOW_TIMEOUT = 5.0
 
 Progress = Callable[[str], None]
+
+
+def obstacle(backend: str) -> str:
+    """Why this machine cannot run a backend in a lab; "" if it can."""
+    if backend != "udp":
+        return ""
+    if not TUN.exists():
+        return f"{TUN} does not exist (as root: modprobe tun)"
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        return f"only root may open {TUN} on this machine (distributions have it open to all: chmod 666 {TUN})"
+    return ""
 
 
 class State(msgspec.Struct):
@@ -119,6 +132,7 @@ class Lab:
         """Make it: namespaces, wires, etcd with the configuration, agents (started, not yet ready)."""
         for program in ("ip", "etcd", "etcdctl"):
             find_program(program)
+        self._possible(self.topology)
         if self.directory is None:
             self.directory = Path(tempfile.mkdtemp(prefix="netagent-lab-"))
             self._temporary = True
@@ -151,6 +165,11 @@ class Lab:
             self._space = None
         if self.directory is not None and (self._temporary or (self.directory / STATE).exists()):
             await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+    def _possible(self, plan: Topology) -> None:
+        """Unable, if this machine cannot run the backend: no use to wait for agents that cannot do it either."""
+        if self.agent is None and (reason := obstacle(plan.backend)):
+            raise Unable(f"{plan.backend} cannot run here: {reason}")
 
     def _save(self) -> None:
         state = State(topology=self.topology, userns=self.space.userns)
@@ -239,7 +258,9 @@ class Lab:
 
     async def set_backend(self, backend: str | Mapping[str, Any]) -> None:
         """Write another backend into the network's configuration, under the running agents."""
-        self.topology = self.topology.with_backend(backend)
+        changed = self.topology.with_backend(backend)
+        self._possible(changed)
+        self.topology = changed
         self._save()
         await self.etcd.put_config(self.topology.config)
 

@@ -35,6 +35,10 @@ class LabError(NetagentError):
     """The lab cannot do what was asked of it."""
 
 
+class Unable(LabError):
+    """This machine cannot do it at all, whatever the lab does."""
+
+
 class Result(NamedTuple):
     """What a command inside left: exit code, standard output and error."""
 
@@ -287,10 +291,10 @@ def _end_starter(starter: subprocess.Popen[bytes]) -> None:
         starter.stdin.close()
 
 
-def _refused(said: str, *, userns: bool) -> LabError:
+def _refused(said: str, *, userns: bool) -> Unable:
     """Why no namespaces could be made, in an operator's words."""
     if not userns:
-        return LabError(f"the lab's namespaces could not be made: {said}")
+        return Unable(f"the lab's namespaces could not be made: {said}")
     switches = {
         "/proc/sys/kernel/unprivileged_userns_clone": ("0", "kernel.unprivileged_userns_clone=1"),
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
@@ -302,8 +306,8 @@ def _refused(said: str, *, userns: bool) -> LabError:
     for path, (off, remedy) in switches.items():
         with contextlib.suppress(OSError):
             if Path(path).read_text().strip() == off:
-                return LabError(
+                return Unable(
                     f"this machine lets only root make user namespaces ({said})",
                     remedy=f"Run the lab as root, or allow them: sysctl -w {remedy}",
                 )
-    return LabError(f"no user namespace could be made: {said}", remedy="Run the lab as root")
+    return Unable(f"no user namespace could be made: {said}", remedy="Run the lab as root")

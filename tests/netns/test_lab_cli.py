@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from netagent.errors import UsageError
-from netagent.lab import demo, labs
-from netagent.lab.lab import Lab
+from netagent.lab import labs
+from netagent.lab.lab import Lab, obstacle
 from netagent.lab.space import LabError
 from tests.netns.test_lab import standin
 from tests.support.netns import eventually
@@ -182,7 +182,7 @@ async def test_up_with_the_agent(home: Path) -> None:
 
 
 async def test_what_make_lab_shows(home: Path) -> None:
-    tried = 2 if demo.obstacle("udp") else 3
+    tried = 2 if obstacle("udp") else 3
     try:
         for _ in range(2):  # again, over the one that was left up
             code, out, err = await netagent("demo")
