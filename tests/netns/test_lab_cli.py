@@ -108,6 +108,7 @@ async def test_two_labs_side_by_side_and_down(made: Lab) -> None:
         with labs.making("second") as second.directory:
             with pytest.raises(LabError, match="being made by another"), labs.making("second"):
                 pass
+            assert second.directory.exists()
             await second.up(ephemeral=False)
         await second.leased()
         await second.attach()
@@ -147,6 +148,13 @@ async def test_interrupted_on_the_way_up(home: Path, number: signal.Signals) -> 
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has just ended
             assert os.fsencode(home) not in path.read_bytes()
+
+
+def test_a_lab_that_was_not_made_leaves_nothing(home: Path) -> None:
+    with pytest.raises(RuntimeError), labs.making("lab") as directory:
+        (directory / "file").touch()
+        raise RuntimeError
+    assert list(labs.every()) == []
 
 
 def test_the_folder_of_labs_must_be_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
