@@ -164,7 +164,8 @@ def report(results: dict[str, list[Sample]]) -> str:
     ]
     lines += [
         f"| {name} | {cell(name, 'one', 1, '.2f')} | {cell(name, 'four', 1, '.2f')} "
-        f"| {cell(name, 'packets', 1e-3, '.0f')} | {cell(name, 'p50', 1e6, '.0f')} | {cell(name, 'p99', 1e6, '.0f')} |"
+        f"| {cell(name, 'packets', 1e-3, '.0f')} "
+        f"| {cell(name, 'p50', 1e6, '.0f')} | {cell(name, 'p99', 1e6, '.0f')} |"
         for name in results
     ]
     return "\n".join([*lines, "", "In brackets: the ratio to VXLAN by hand in the same round, median of the rounds."])
