@@ -16,7 +16,7 @@ import pytest
 from netagent.errors import UsageError
 from netagent.lab import labs
 from netagent.lab.lab import Lab, obstacle
-from netagent.lab.space import LabError
+from netagent.lab.space import LabError, Unable
 from tests.netns.test_lab import standin
 from tests.support.netns import eventually
 
@@ -202,5 +202,21 @@ async def test_what_make_lab_shows(home: Path) -> None:
         code, out, _ = await netagent("list", "--json")
         assert [(lab["state"], lab["backend"]) for lab in json.loads(out)] == [("up", "vxlan")]
         assert (await netagent("ping"))[0] == 0
+    finally:
+        await netagent("down")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan", "udp"])
+async def test_ten_hosts(home: Path, backend: str) -> None:
+    if reason := obstacle(backend):
+        raise Unable(reason)
+    code, out, err = await netagent("up", "--nodes", "10", "--backend", backend, "--ipv6")
+    try:
+        assert code == 0, err
+        assert "180 of 180 pairs of containers reach each other" in out
+        code, out, _ = await netagent("ping", "--count", "3", "--json")
+        result = json.loads(out)
+        assert (code, result["ok"], len(result["pairs"])) == (0, True, 360)
     finally:
         await netagent("down")
