@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -173,10 +173,10 @@ async def test_failover_and_loss_of_the_quorum() -> None:
         assert flow.lost == 0, flow
 
 
-async def in_use(lab: Lab, members: object) -> Etcd:
+async def in_use(lab: Lab, members: Sequence[Etcd]) -> Etcd:
     """The member that h1's agent talks to."""
     endpoint = (await lab["h1"].status()).etcd.endpoint
-    return next(member for member in members if member.endpoint == endpoint)  # type: ignore[attr-defined]
+    return next(member for member in members if member.endpoint == endpoint)
 
 
 # ------------------------------------------------------------------------------------------------ not let in

@@ -326,9 +326,20 @@ async def etcd_cluster(
     extra: Sequence[str] = (),
 ) -> AsyncIterator[Cluster]:
     """A cluster of `size` members in one namespace, all serving clients on `host`, each other on its loopback."""
-    common = {"netns": netns, "host": host, "tls": tls, "token_ttl": token_ttl, "heartbeat": 50, "extra": extra}
     with _directory() as directory:
-        members = [Etcd(directory, name=f"m{i}", **common) for i in range(size)]  # type: ignore[arg-type]
+        members = [
+            Etcd(
+                directory,
+                name=f"m{i}",
+                netns=netns,
+                host=host,
+                tls=tls,
+                token_ttl=token_ttl,
+                heartbeat=50,
+                extra=extra,
+            )
+            for i in range(size)
+        ]
         for member in members:
             member.initial_cluster = ",".join(f"{m.name}={m.peer_url}" for m in members)
         try:
