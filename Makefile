@@ -25,7 +25,7 @@ lab-down: ## take down what make lab left up
 	@$(PYTHON) -m netagent lab down $(ARGS)
 
 .PHONY: test
-test: tools ## unit, property and namespace tests with real etcd (ARGS="-k name", JOBS=4)
+test: tools ## unit, property and namespace tests with real etcd (ARGS="-k name", JOBS=3)
 	@scripts/test base $(ARGS)
 
 .PHONY: test-all
