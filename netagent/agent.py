@@ -172,6 +172,9 @@ class Agent:
         """When subnet and base stand and the known peers were tried once: tell the world, and tidy up."""
         await self._base_ready.wait()
         await self.planning.settled()
+        while not self.base_stands():
+            self.reconciler.applied.clear()
+            await self.reconciler.applied.wait()
         self.first_pass.set()
         self._write_env()
         self.reconciler.release_stale()

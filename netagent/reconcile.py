@@ -104,6 +104,7 @@ class Reconciler:
         self.facts_changed = asyncio.Event()
         self.others_changed = asyncio.Event()  # other programs' firewalls
         self.adopted = asyncio.Event()
+        self.applied = asyncio.Event()  # set after each pass, for whoever clears it and waits
         self._clock = clock
         self._jitter = jitter
         self._desired = Desired()
@@ -223,6 +224,7 @@ class Reconciler:
             if start + CHUNK < len(ops):
                 await asyncio.sleep(0)
         self._passes += 1
+        self.applied.set()
         self._last_pass, self._last_pass_seconds = wall, self._clock() - started
 
     def _operation(self, key: Key) -> Op | None:

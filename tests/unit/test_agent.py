@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import EntryPoint
@@ -37,12 +38,14 @@ def host() -> FakeHost:
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, cluster: MemoryCluster, name: str = "h1") -> AsyncIterator[Agent]:
+async def running(
+    tmp_path: Path, cluster: MemoryCluster, name: str = "h1", *, kernel: FakeHost | None = None
+) -> AsyncIterator[Agent]:
     settings = Settings(
         node_name=name, state_dir=tmp_path / name, run_dir=tmp_path / name, subnet_file=tmp_path / name / "subnet.env"
     )
     identity = load_identity(settings.state_dir, name)
-    agent = Agent(settings, identity, MemoryStore(cluster), host(), Registry(ENTRIES), lambda: settings)
+    agent = Agent(settings, identity, MemoryStore(cluster), kernel or host(), Registry(ENTRIES), lambda: settings)
     task = asyncio.create_task(agent.run())
     try:
         yield agent
@@ -149,3 +152,19 @@ async def test_an_unknown_backend_keeps_the_last_one_in_force(tmp_path: Path) ->
         assert "nonesuch" in status.network.error
         assert (status.network.valid, status.network.backend, status.backend.type) == (False, "vxlan", "vxlan")
         assert status.verdict.ready
+
+
+async def test_not_ready_before_the_base_stands(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    await put_config(cluster, {"Type": "vxlan"})
+    kernel = host()
+    kernel.fail(("link", "na-vx1"), errno.EPERM)
+    async with running(tmp_path, cluster, kernel=kernel) as agent:
+        await until(lambda: agent.status().reconciler.failing.get("link"), "the device is refused")
+        assert not agent.first_pass.is_set()
+        assert not (tmp_path / "h1" / "subnet.env").exists()
+        assert not agent.status().verdict.ready
+        kernel.heal()
+        agent.reconciler.retry()
+        await until(agent.first_pass.is_set, "it stands")
+        assert (tmp_path / "h1" / "subnet.env").exists()
