@@ -151,8 +151,9 @@ class Etcd:
         await self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: sockets stay open, nothing answers."""
+        """SIGSTOP: sockets stay open, nothing answers. Returns when every thread has stopped."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
