@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from bgp.export import ExportSettings, export
-from bgp.message import Attributes, Family, LocalError, encode_announcement, encode_end_of_rib, encode_withdrawal
+from bgp.message import Attributes, Family, LocalError, encode_announcement, encode_withdrawal
 from bgp.rib import Chosen, Rib
 from bgp.route import Source
 
@@ -22,7 +22,7 @@ class Batch:
     """What the members of a group are to be sent."""
 
     def __init__(self, pieces: list[Piece], only: Mapping[Source, bytes]) -> None:
-        self._pieces = pieces
+        self.pieces = pieces
         self._only = only
         self._whole: bytes | None = None
         self._left_out = {source for source, _ in pieces if source is not None}
@@ -30,10 +30,10 @@ class Batch:
     def octets(self, member: Source) -> bytes:
         """Whole messages for a member; the same object for all that differ in nothing."""
         if member in self._left_out:
-            shared = b"".join(data for source, data in self._pieces if source is not member)
+            shared = b"".join(data for source, data in self.pieces if source is not member)
         else:
             if self._whole is None:
-                self._whole = b"".join(data for _, data in self._pieces)
+                self._whole = b"".join(data for _, data in self.pieces)
             shared = self._whole
         return self._only[member] + shared if member in self._only else shared
 
@@ -51,7 +51,7 @@ class UpdateGroup:
 
     def fill(self, rib: Rib) -> None:
         """Take in a table as it is: for a new group, whose members have been told nothing yet."""
-        self.apply(rib.family, rib.chosen)
+        self._dump[rib.family] = self.apply(rib.family, rib.chosen).pieces
 
     def apply(self, family: Family, changes: Mapping[bytes, Chosen]) -> Batch:
         """Changes of Loc-RIB, as what the members are to be sent."""
@@ -93,14 +93,14 @@ class UpdateGroup:
         return Batch(pieces, {source: b"".join(encode_withdrawal(family, some)) for source, some in only.items()})
 
     def everything(self, family: Family, member: Source) -> bytes:
-        """All that a member is to know of a family, and End-of-RIB: when its session comes up or it asks again."""
+        """All that a member is to know of a family: when its session comes up, or when it asks for it again."""
         pieces = self._dump.get(family)
         if pieces is None:
             groups: dict[_Told, list[bytes]] = {}
             for prefix, told in self._told[family].items():
                 groups.setdefault(told, []).append(prefix)
             pieces = self._dump[family] = list(self._encode(family, groups))
-        return Batch(pieces, {}).octets(member) + encode_end_of_rib(family)
+        return Batch(pieces, {}).octets(member)
 
     def advertised(self, family: Family, member: Source) -> Iterator[tuple[bytes, Attributes]]:
         """What a member has been told."""

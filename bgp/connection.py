@@ -117,6 +117,8 @@ class Down:
     reason: str
     sent: Notification | None = None
     received: Notification | None = None
+    peer_open: Open | None = None
+    """The peer's OPEN, if it had come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +311,7 @@ class Connection:
             self.retry_count = 0
             self._outputs.append(Established(self.negotiated))
         elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
-            self._outputs.append(Down(self.direction, was, self._reason, sent, self._received))
+            self._outputs.append(Down(self.direction, was, self._reason, sent, self._received, self.received_open))
             self._forget()
 
     def _carry_out(self, action: Action, now: float) -> None:

@@ -7,10 +7,11 @@ always does. A session that was started keeps trying: after a failure it waits, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from bgp.connection import Close, Connection, Direction, Down, Established, Negotiated, Output, Send, Settings
 from bgp.fsm import State
-from bgp.message import AttributeDecoder, Cease, ErrorCode, LocalError, MessageType, Notification
+from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, MessageType, Notification
 
 _FIRST_IDLE = 1.0
 """Seconds before the first new start after a session broke; doubled with each failure."""
@@ -32,6 +33,9 @@ class Session:
         self.settings = settings
         self.started = False
         self.last_down: Down | None = None
+        """How the last connection ended that had come as far as an OPEN."""
+        self.last_failure: Down | None = None
+        """The same of any attempt: the latest news of a session that does not come up."""
         self._outputs: list[Output] = []
         self._seen = 0  # how many of the outputs _after has looked at
         self._random = random
@@ -103,6 +107,12 @@ class Session:
                 self._outputs.append(Send(connection.direction, data))
                 return
         raise LocalError(f"the session is {self.state.name}, not ESTABLISHED")
+
+    def change_capabilities(self, capabilities: Capabilities) -> None:
+        """What the next OPEN says; a session that stands goes on with what it has agreed on."""
+        self.settings = replace(self.settings, capabilities=capabilities)
+        for connection in self._connections.values():
+            connection.settings = self.settings
 
     # ------------------------------------------------------------------------------------------------- the world
 
@@ -188,7 +198,9 @@ class Session:
                 other = self._incoming if output.negotiated.direction is Direction.OUTGOING else self._outgoing
                 other.collide(now)
             elif isinstance(output, Down) and not standing:
-                self.last_down = output
+                self.last_failure = output
+                if output.was >= State.OPEN_SENT:
+                    self.last_down = output
                 self._retry(output, now)
         self._seen = len(self._outputs)
 

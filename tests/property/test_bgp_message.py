@@ -193,8 +193,9 @@ def test_we_read_scapys_open(asn: int, hold_time: int, families: list[Family]) -
 
 
 @settings(max_examples=50)
-@given(attributes_values, st.lists(prefix(Family.IPV4), min_size=1, max_size=5))
+@given(attributes_values, st.lists(prefix(Family.IPV4).filter(lambda wire: wire[0]), min_size=1, max_size=5))
 def test_scapy_reads_our_update(attributes: Attributes, prefixes: list[bytes]) -> None:
+    """Of the default route scapy loses what follows, so there is none here."""
     bgp_module_conf.use_2_bytes_asn = False
     (message,) = encode_announcement(Family.IPV4, attributes, prefixes, as4=True)
     layer = BGPHeader(message)[BGPUpdate]

@@ -9,9 +9,9 @@ import heapq
 import itertools
 from collections.abc import Callable
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
-from bgp.connection import Close, Connect, Direction, Output, Send
+from bgp.connection import Close, Connect, Direction, Send
 from bgp.session import Session
 
 
@@ -24,7 +24,7 @@ class Node(Protocol):
     def receive(self, peer: str, direction: Direction, data: bytes, now: float) -> None: ...
     def deadline(self) -> float | None: ...
     def expire(self, now: float) -> None: ...
-    def take(self) -> list[tuple[str, Output]]: ...
+    def take(self, now: float) -> list[tuple[str, Any]]: ...
 
 
 class OneSession:
@@ -52,7 +52,7 @@ class OneSession:
     def expire(self, now: float) -> None:
         self.session.expire(now)
 
-    def take(self) -> list[tuple[str, Output]]:
+    def take(self, now: float) -> list[tuple[str, Any]]:
         return [(self.peer, output) for output in self.session.take()]
 
 
@@ -74,7 +74,7 @@ class Network:
     def __init__(self, seed: int = 0, latency: tuple[float, float] = (0.001, 0.02)) -> None:
         self.now = 1000.0
         self.nodes: dict[str, Node] = {}
-        self.news: dict[str, list[tuple[str, Output]]] = {}
+        self.news: dict[str, list[tuple[str, Any]]] = {}
         self.sent: dict[str, int] = {}
         self.cut: set[frozenset[str]] = set()
         """Pairs that cannot reach each other: what they send is lost without a word."""
@@ -83,6 +83,7 @@ class Network:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._tcp: dict[End, _Tcp] = {}
+        self._alarms: dict[str, float] = {}
         self._attempt: dict[tuple[str, str], object] = {}
 
     def add(self, name: str, node: Node) -> None:
@@ -93,6 +94,7 @@ class Network:
     def remove(self, name: str) -> None:
         """The node's process dies; the kernel closes its connections."""
         del self.nodes[name]
+        self._alarms.pop(name, None)
         for end in [end for end in self._tcp if end[0] == name]:
             self._close(end)
 
@@ -101,35 +103,44 @@ class Network:
         for end in [end for end in self._tcp if end[:2] in ((one, two), (two, one))]:
             if self._tcp.pop(end, None):
                 self._fail(end, "connection reset")
-                self.settle()
 
     def settle(self) -> None:
         """Carry out what the nodes ask for; to be called after a node was told something from outside."""
-        for name, node in list(self.nodes.items()):
-            for peer, output in node.take():
-                self._carry_out(name, peer, output)
+        for name in list(self.nodes):
+            self._touched(name)
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Let time pass; true when `until` came true before the time was over."""
         end = self.now + seconds
         self.settle()
         while not until():
-            timers = [at for at in (node.deadline() for node in self.nodes.values()) if at is not None]
-            following = min([end + 1, *timers, *(self._queue[0][0:1] if self._queue else ())])
-            if following > end:
+            if not self._queue or self._queue[0][0] > end:
                 self.now = end
                 return until()
-            self.now = max(self.now, following)
-            if self._queue and self._queue[0][0] <= self.now:
-                heapq.heappop(self._queue)[2]()
-            for node in list(self.nodes.values()):
-                deadline = node.deadline()
-                if deadline is not None and deadline <= self.now:
-                    node.expire(self.now)
-            self.settle()
+            at, _, action = heapq.heappop(self._queue)
+            self.now = max(self.now, at)
+            action()
         return True
 
-    def events(self, name: str, kind: type) -> list[Output]:
+    def _touched(self, name: str) -> None:
+        """Something has happened to a node: do what it asks for, and have it woken when it wants."""
+        node = self.nodes.get(name)
+        if node is None:
+            return
+        for peer, output in node.take(self.now):
+            self._carry_out(name, peer, output)
+        deadline = node.deadline()
+        if deadline is not None and self._alarms.get(name) != deadline:
+            self._alarms[name] = deadline
+            self._later(lambda: self._wake(name, node, deadline), deadline)
+
+    def _wake(self, name: str, node: Node, deadline: float) -> None:
+        if self._alarms.get(name) == deadline and self.nodes.get(name) is node:
+            del self._alarms[name]
+            node.expire(self.now)
+            self._touched(name)
+
+    def events(self, name: str, kind: type) -> list[Any]:
         return [output for _, output in self.news[name] if isinstance(output, kind)]
 
     # ------------------------------------------------------------------------------------------------ the wires
@@ -138,7 +149,7 @@ class Network:
         at = self.now + self._random.uniform(*self._latency) if at is None else at
         heapq.heappush(self._queue, (at, next(self._order), action))
 
-    def _carry_out(self, name: str, peer: str, output: Output) -> None:
+    def _carry_out(self, name: str, peer: str, output: Any) -> None:
         if isinstance(output, Connect):
             attempt = self._attempt[name, peer] = object()
             self._later(lambda: self._arrive(name, peer, attempt))
@@ -156,7 +167,9 @@ class Network:
         if self._attempt.get((name, peer)) is not attempt or frozenset((name, peer)) in self.cut:
             return
         node, near = self.nodes.get(peer), (name, peer, Direction.OUTGOING)
-        if node is None or not node.accepted(name, self.now):
+        taken = node is not None and node.accepted(name, self.now)
+        if not taken:
+            self._touched(peer)
             self._later(lambda: self._refused(near, attempt))
             return
         far = (peer, name, Direction.INCOMING)
@@ -164,6 +177,7 @@ class Network:
         stands = self.now + self._latency[0]
         tcp = self._tcp[near] = self._tcp[far] = _Tcp(near, far, stands)
         self._later(lambda: self._stands(tcp, near, attempt), stands)
+        self._touched(peer)
 
     def _refused(self, near: End, attempt: object) -> None:
         if self._attempt.get(near[:2]) is attempt:
@@ -174,6 +188,7 @@ class Network:
             return
         if self._attempt.get(near[:2]) is attempt and near[0] in self.nodes:
             self.nodes[near[0]].connected(near[1], self.now)
+            self._touched(near[0])
         else:
             self._close(near)
 
@@ -192,7 +207,7 @@ class Network:
         for piece in (data[:size], data[size:]):
             if piece and self._tcp.get(end) is tcp and end[0] in self.nodes:
                 self.nodes[end[0]].receive(end[1], end[2], piece, self.now)
-                self.settle()
+                self._touched(end[0])
 
     def _close(self, end: End) -> None:
         """Our end hears nothing more; the far end hears of it behind what was sent before."""
@@ -211,3 +226,4 @@ class Network:
         node = self.nodes.get(end[0])
         if node is not None:
             node.failed(end[1], end[2], self.now, reason)
+            self._touched(end[0])

@@ -1,0 +1,202 @@
+"""A peer of the speaker: what it is told, its session, and what is taken from it (RFC 4271 section 9.1, RFC 4456).
+
+Rule: what a peer sends is judged here, once. A route that may not be used stays in Adj-RIB-In with the reason, so
+that an operator sees it, and a changed policy needs nothing from the peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from bgp.connection import Negotiated, Settings
+from bgp.export import ExportSettings
+from bgp.message import Attributes, Capabilities, Family, GracefulRestart
+from bgp.message.attribute_decoding import Fault
+from bgp.policy import Policy
+from bgp.route import Kind, Source
+from bgp.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerConfig:
+    """What the speaker is. Identifiers and addresses are packed; times in seconds."""
+
+    asn: int
+    identifier: bytes
+    families: tuple[Family, ...] = (Family.IPV4,)
+    addresses: tuple[tuple[Family, bytes], ...] = ()
+    """Our own address in each family: the next hop of what goes by way of us."""
+    cluster_id: bytes = b""
+    """As a route reflector; empty means the identifier."""
+    paths: int = 1
+    """Equally good routes that are chosen (multipath)."""
+    restart_time: int = 120
+    """Graceful restart (RFC 4724): what we ask of our peers. 0 leaves the capability out."""
+    stale_time: float = 360.0
+    """How long a peer that is back may take to announce its routes anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """What the speaker is told of a peer. A policy is compared by identity."""
+
+    name: str
+    address: bytes
+    asn: int | None = None
+    """None takes any."""
+    client: bool = False
+    """We reflect for it, if it is of our AS."""
+    passive: bool = False
+    hold_time: int = 90
+    connect_retry: float = 30.0
+    local_asn: int | None = None
+    """Our AS as this peer knows it, where that is another one."""
+    next_hop_self: bool | None = None
+    import_policy: Policy | None = None
+    export_policy: Policy | None = None
+    allowed_own_as: int = 0
+    """How often our AS may stand in a path from it."""
+    enforce_first_as: bool = True
+    """A path from another AS must begin with that AS."""
+    most_prefixes: int | None = None
+    """In each family; one more and the session ends, and stays down until it is started again."""
+    warn_at: float = 0.8
+    """The share of `most_prefixes` at which a warning is given."""
+
+    def same_session(self, other: PeerConfig) -> bool:
+        """Whether a session that stands can go on with the other configuration."""
+        return replace(self, **{name: getattr(other, name) for name in _CHANGEABLE}) == other
+
+
+_CHANGEABLE = (
+    *("client", "next_hop_self", "import_policy", "export_policy", "allowed_own_as", "enforce_first_as"),
+    *("most_prefixes", "warn_at", "connect_retry"),
+)
+"""What can change under a session that stands."""
+
+
+class Peer:
+    """A peer while it is configured; its session comes and goes."""
+
+    def __init__(self, speaker: SpeakerConfig, config: PeerConfig, session: Session) -> None:
+        self.speaker = speaker
+        self.config = config
+        self.session = session
+        self.source = Source(config.name, self.kind(config.asn), config.asn or 0, address=config.address)
+        self.since = 0.0
+        """When the session came up or went down."""
+        self.faults: dict[Fault, int] = {}
+        """What was wrong with its UPDATEs, and how often; the oldest kind is forgotten beyond a hundred."""
+        self.warned: set[Family] = set()
+        self.scheduled: float | None = None
+        self.restart_ends: float | None = None
+        """Until when its routes are kept although it is away, or until when it must have announced them anew."""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def local_asn(self) -> int:
+        return self.config.local_asn or self.speaker.asn
+
+    def kind(self, asn: int | None) -> Kind:
+        """What a peer of that AS is to us."""
+        if asn != self.local_asn:
+            return Kind.EXTERNAL
+        return Kind.CLIENT if self.config.client else Kind.INTERNAL
+
+    def established(self, negotiated: Negotiated) -> None:
+        """Fill in what its OPEN said."""
+        self.source.asn = negotiated.received.asn
+        self.source.identifier = negotiated.received.identifier
+        self.source.kind = self.kind(self.source.asn)
+        self.warned.clear()
+
+    def export_settings(self) -> ExportSettings:
+        """The group that it belongs to, while its session stands."""
+        negotiated = self.session.negotiated
+        assert negotiated is not None
+        speaker = self.speaker
+        return ExportSettings(
+            self.source.kind,
+            self.local_asn,
+            speaker.identifier,
+            negotiated.families,
+            negotiated.as4,
+            speaker.cluster_id,
+            speaker.addresses,
+            self.config.next_hop_self,
+            self.config.export_policy,
+        )
+
+    def remember(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            self.faults[fault] = self.faults.pop(fault, 0) + 1
+            if len(self.faults) > 100:
+                del self.faults[next(iter(self.faults))]
+
+    # ------------------------------------------------------------------------------------------- what it sends
+
+    def judge(
+        self, family: Family, prefixes: list[bytes], received: Attributes
+    ) -> Iterator[tuple[list[bytes], Attributes, str]]:
+        """Prefixes with one and the same fate: what counts for them, and why they may not be used (else empty)."""
+        refused = self._refused(received)
+        policy = self.config.import_policy
+        if refused or policy is None:
+            yield prefixes, received, refused
+            return
+        fates: dict[Attributes | None, list[bytes]] = {}
+        for prefix in prefixes:
+            fates.setdefault(policy.apply(family, prefix, received), []).append(prefix)
+        for attributes, some in fates.items():
+            if attributes is None:
+                yield some, received, "rejected by the import policy"
+            else:
+                yield some, attributes, ""
+
+    def _refused(self, attributes: Attributes) -> str:
+        """Why the protocol forbids the route; empty when it does not."""
+        own = self.local_asn
+        path = attributes.as_path
+        if path and sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
+            return f"our AS {own} is in the path"
+        for _, address in self.speaker.addresses:
+            if attributes.next_hop[:16] == address:
+                return "we are the next hop"
+        if self.source.kind is Kind.EXTERNAL:
+            if self.config.enforce_first_as and path.first != self.source.asn:
+                return f"the path does not begin with the peer's AS {self.source.asn}"
+            return ""
+        if attributes.originator_id == self.speaker.identifier:
+            return "we are the originator"
+        if (
+            attributes.cluster_list
+            and (self.speaker.cluster_id or self.speaker.identifier) in attributes.cluster_list
+        ):
+            return "our cluster is in the cluster list"
+        return ""
+
+
+def capabilities(speaker: SpeakerConfig, *, restarting: bool) -> Capabilities:
+    """What our OPEN says; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
+    restart = None
+    if speaker.restart_time:
+        preserved = tuple((family, restarting) for family in speaker.families)
+        restart = GracefulRestart(speaker.restart_time, restarting, preserved)
+    return Capabilities(speaker.families, graceful_restart=restart)
+
+
+def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Settings:
+    """What the peer's session is told."""
+    return Settings(
+        config.local_asn or speaker.asn,
+        speaker.identifier,
+        config.asn,
+        capabilities(speaker, restarting=restarting),
+        config.hold_time,
+        config.connect_retry,
+        config.passive,
+    )

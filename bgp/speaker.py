@@ -1,0 +1,461 @@
+"""The speaker: sessions and tables joined, without socket or clock.
+
+Rule: what happens goes in (`receive`, `connected`, `expire`, ...), and only `take` works on it: it decides, tells
+the peers and gives what is to be done. So a burst of messages read before one `take` is decided once. Whoever drives
+it calls `take` after what has happened, carries out each Connect, Send and Close, and calls `expire` at `deadline()`.
+
+    speaker = Speaker(SpeakerConfig(65001, identifier), random.random)
+    speaker.add_peer(PeerConfig("tor", address, 65000), now)
+    speaker.originate(*nlri.parse("10.1.2.0/24"))
+    for peer, output in speaker.take(now): ...
+    changes = speaker.take_changes()
+
+Graceful restart (RFC 4724) works both ways. A peer that goes away without a word keeps its routes until its restart
+time is over; back again, it must announce them anew. When we restart, nothing is decided until the peers named in
+`restarting` have sent all they have, or `deferral` seconds are over.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bgp.adj_rib_out import UpdateGroup
+from bgp.connection import Direction, Down, Established, Negotiated, Output, RefreshRequested, UpdateReceived
+from bgp.decision import Metric
+from bgp.export import ExportSettings
+from bgp.fsm import State
+from bgp.message import (
+    AttributeDecoder,
+    Attributes,
+    Cease,
+    ErrorCode,
+    Family,
+    LocalError,
+    Notification,
+    Update,
+    encode_end_of_rib,
+    encode_route_refresh,
+    encode_withdrawal,
+)
+from bgp.peer import Peer, PeerConfig, SpeakerConfig, capabilities, session_settings
+from bgp.rib import Chosen, Rib
+from bgp.route import Kind, Source
+from bgp.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixLimit:
+    """A peer has given this many prefixes: a warning, or the end of its session."""
+
+    family: Family
+    prefixes: int
+    limit: int
+    ended: bool
+
+
+_SETTLED = 10.0
+"""Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
+
+Told = tuple[str, Output | PrefixLimit]
+"""The peer's name, and what is to be done or has happened."""
+
+
+class Speaker:
+    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop."""
+
+    def __init__(
+        self,
+        config: SpeakerConfig,
+        random: Callable[[], float],
+        metric: Metric | None = None,
+        *,
+        restarting: Iterable[str] = (),
+        deferral: float = 0.0,
+        now: float = 0.0,
+    ) -> None:
+        self.config = config
+        self.peers: dict[str, Peer] = {}
+        self.ribs = {family: Rib(family, metric, config.paths) for family in config.families}
+        self.groups: dict[ExportSettings, UpdateGroup] = {}
+        self.local = Source("local", Kind.LOCAL, config.asn, config.identifier)
+        self._random = random
+        self._outputs: list[Told] = []
+        self._changes: dict[Family, dict[bytes, Chosen]] = {family: {} for family in config.families}
+        self._decoders: dict[tuple[bool, bool], AttributeDecoder] = {}
+        self._peers_of: dict[Source, Peer] = {}
+        self._joining: dict[str, None] = {}
+        self._sent_to: dict[str, None] = {}
+        self._timers: list[tuple[float, str]] = []
+        self._restarting = frozenset(restarting)
+        self._awaited = {family: set(self._restarting) for family in config.families} if self._restarting else {}
+        self._deferral_ends = now + deferral if self._restarting else now
+
+    # ------------------------------------------------------------------------------------------------- the operator
+
+    def add_peer(self, config: PeerConfig, now: float) -> Peer:
+        """A new peer, whose session is begun at once. Raises LocalError when the name is taken."""
+        if config.name in self.peers:
+            raise LocalError(f"there is a peer {config.name!r} already")
+        restarting = bool(self._awaited)
+        settings = session_settings(self.config, config, restarting=restarting)
+        peer = Peer(self.config, config, Session(settings, self._random, self._decoder))
+        self.peers[config.name] = self._peers_of[peer.source] = peer
+        peer.since = now
+        peer.session.start(now)
+        self._touched(peer, now)
+        return peer
+
+    def remove_peer(self, name: str, now: float, notification: Notification | None = None) -> None:
+        """End a peer's session; its routes go at once."""
+        peer = self.peers[name]
+        peer.session.stop(now, notification or Notification(ErrorCode.CEASE, Cease.PEER_DECONFIGURED))
+        self._touched(peer, now)
+        self._forget_routes(peer)
+        self._no_longer_awaited(name)
+        self._sent_to.pop(name, None)
+        del self.peers[name], self._peers_of[peer.source]
+
+    def set_peers(self, configs: Iterable[PeerConfig], now: float) -> None:
+        """Make the peers these and no others; only sessions whose own settings have changed are begun anew."""
+        wanted = {config.name: config for config in configs}
+        for name, peer in list(self.peers.items()):
+            config = wanted.get(name)
+            if config is None:
+                self.remove_peer(name, now)
+            elif not peer.config.same_session(config):
+                self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
+            elif peer.config != config:
+                self._reconfigure(peer, config)
+        for name, config in wanted.items():
+            if name not in self.peers:
+                self.add_peer(config, now)
+
+    def reset(self, name: str, now: float, text: str = "") -> None:
+        """End a session and begin it anew; one that was ended for too many prefixes is begun again."""
+        session = self.peers[name].session
+        session.reset(now, Notification.shutdown(text, reset=True))
+        session.start(now)
+        self._touched(self.peers[name], now)
+
+    def shut_down(self, now: float, text: str = "") -> None:
+        """End all sessions, with words for the peers' operators."""
+        for peer in self.peers.values():
+            peer.session.stop(now, Notification.shutdown(text))
+            self._touched(peer, now)
+
+    def ask_again(self, name: str, family: Family) -> None:
+        """Have the peer send all its routes again (RFC 2918). Raises LocalError when it cannot."""
+        negotiated = self.peers[name].session.negotiated
+        if negotiated is None or not negotiated.route_refresh or family not in negotiated.families:
+            raise LocalError(f"{name} does not take a request for {family.name} now")
+        self._send(self.peers[name], encode_route_refresh(family))
+
+    def originate(self, family: Family, prefix: bytes, attributes: Attributes | None = None) -> None:
+        """Announce a prefix of ours. Without a next hop it is reached by way of us."""
+        attributes = attributes or Attributes()
+        self.ribs[family].announce(self.local, (prefix,), attributes, attributes)
+
+    def retract(self, family: Family, prefix: bytes) -> None:
+        """Announce it no longer."""
+        self.ribs[family].withdraw(self.local, (prefix,))
+
+    # ---------------------------------------------------------------------------------------------------- the world
+
+    def accepted(self, name: str, now: float) -> bool:
+        """A peer has connected. False: the caller closes that connection; Session.refusal() is what to say."""
+        peer = self.peers.get(name)
+        if peer is None:
+            return False
+        negotiated = peer.session.negotiated
+        settled = now - peer.since > _SETTLED
+        if negotiated and settled and negotiated.received.capabilities.graceful_restart:
+            # It would not connect if it had not restarted (RFC 4724 section 4.2). It will try again in a moment.
+            peer.session.failed(negotiated.direction, now, "the peer has restarted")
+            self._touched(peer, now)
+            return False
+        taken = peer.session.accepted(now)
+        self._touched(peer, now)
+        return taken
+
+    def connected(self, name: str, now: float) -> None:
+        """The connection that Connect asked for stands."""
+        if peer := self.peers.get(name):
+            peer.session.connected(now)
+            self._touched(peer, now)
+
+    def failed(
+        self, name: str, direction: Direction, now: float, reason: str = "the TCP connection was closed"
+    ) -> None:
+        """A connection broke, was closed by the peer, or did not come about."""
+        if peer := self.peers.get(name):
+            peer.session.failed(direction, now, reason)
+            self._touched(peer, now)
+
+    def receive(self, name: str, direction: Direction, data: bytes, now: float) -> None:
+        """Octets from a peer."""
+        if peer := self.peers.get(name):
+            peer.session.receive(direction, data, now)
+            self._touched(peer, now)
+
+    def deadline(self) -> float | None:
+        """When `expire` is to be called next, or earlier."""
+        ends = [self._deferral_ends] if self._awaited else []
+        return min(ends + [at for at, _ in self._timers[:1]], default=None)
+
+    def expire(self, now: float) -> None:
+        """Carry out what is due. Calling it early does nothing."""
+        while self._timers and self._timers[0][0] <= now:
+            at, name = heapq.heappop(self._timers)
+            peer = self.peers.get(name)
+            if peer is None or peer.scheduled != at:
+                continue
+            peer.scheduled = None
+            if peer.restart_ends is not None and peer.restart_ends <= now:
+                self._restart_is_over(peer)
+            peer.session.expire(now)
+            self._touched(peer, now)
+        if self._awaited and self._deferral_ends <= now:
+            self._awaited.clear()
+            self._restarted()
+
+    def take(self, now: float) -> list[Told]:
+        """Decide what has been left undecided, and give all that is to be done and known, in order."""
+        self._flush()
+        for name in self._joining.copy():
+            self._join(self.peers[name])
+        for name in self._sent_to:
+            self._touched(self.peers[name], now)
+        self._sent_to.clear()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def take_changes(self) -> dict[Family, dict[bytes, Chosen]]:
+        """What was chosen anew since the last call, as of the last `take`: for the kernel's tables."""
+        changes = self._changes
+        self._changes = {family: {} for family in self.config.families}
+        return changes
+
+    # ------------------------------------------------------------------------------------------ what sessions tell
+
+    def _touched(self, peer: Peer, now: float) -> None:
+        """After each event of a peer: hear what its session says, and set its timer."""
+        self._collect(peer, now)
+        deadlines = (peer.session.deadline(), peer.restart_ends)
+        deadline = min((at for at in deadlines if at is not None), default=None)
+        # A timer that is set too early costs one look, and nearly every message moves the real one on.
+        if deadline is not None and (peer.scheduled is None or deadline < peer.scheduled):
+            peer.scheduled = deadline
+            heapq.heappush(self._timers, (deadline, peer.name))
+
+    def _collect(self, peer: Peer, now: float) -> None:
+        while outputs := peer.session.take():
+            for output in outputs:
+                self._hear(peer, output, now)
+
+    def _hear(self, peer: Peer, output: Output, now: float) -> None:
+        if isinstance(output, UpdateReceived):
+            self._update(peer, output.update, now)
+            return
+        if isinstance(output, RefreshRequested):
+            self._dump(peer, output.family)
+            return
+        if isinstance(output, Established):
+            self._came_up(peer, output.negotiated, now)
+        elif isinstance(output, Down) and output.was is State.ESTABLISHED:
+            self._went_down(peer, output, now)
+        self._outputs.append((peer.name, output))
+
+    def _update(self, peer: Peer, update: Update, now: float) -> None:
+        source = peer.source
+        if update.faults:
+            peer.remember(update.faults)
+        for family, prefixes in update.withdrawn:
+            self.ribs[family].withdraw(source, prefixes)
+        for family, prefixes, received in update.announced:
+            rib = self.ribs[family]
+            for some, attributes, rejected in peer.judge(family, prefixes, received):
+                rib.announce(source, some, attributes, received, rejected)
+            if peer.config.most_prefixes is not None:
+                self._check_limit(peer, family, peer.config.most_prefixes, now)
+        if update.end_of_rib is not None:
+            self.ribs[update.end_of_rib].sweep(source)
+            self._no_longer_awaited(peer.name, update.end_of_rib)
+
+    def _check_limit(self, peer: Peer, family: Family, limit: int, now: float) -> None:
+        count = len(self.ribs[family].received(peer.source))
+        if count > limit:
+            self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
+            peer.session.stop(now, Notification.too_many_prefixes(family, limit))
+        elif count > limit * peer.config.warn_at and family not in peer.warned:
+            peer.warned.add(family)
+            self._outputs.append((peer.name, PrefixLimit(family, count, limit, False)))
+
+    def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
+        peer.established(negotiated)
+        peer.since = now
+        restart = negotiated.received.capabilities.graceful_restart
+        kept = {family for family, preserved in restart.preserved if preserved} if restart else set()
+        for family, rib in self.ribs.items():
+            if family not in kept:
+                rib.sweep(peer.source)  # it has not gone on forwarding: what is stale is wrong
+            if restart is None or restart.restarting or family not in negotiated.families:
+                self._no_longer_awaited(peer.name, family)
+        peer.restart_ends = now + self.config.stale_time if peer.restart_ends is not None and kept else None
+        self._joining[peer.name] = None
+
+    def _went_down(self, peer: Peer, down: Down, now: float) -> None:
+        peer.since = now
+        self._joining.pop(peer.name, None)
+        self._leave_group(peer)
+        restart = down.peer_open.capabilities.graceful_restart if down.peer_open else None
+        without_a_word = down.sent is None and down.received is None
+        if restart and without_a_word and self.config.restart_time and peer.session.started:
+            kept = {family for family, _ in restart.preserved}
+            for family, rib in self.ribs.items():
+                if family in kept:
+                    rib.sweep(peer.source)  # what is stale from the last time is not kept twice
+                    rib.mark_stale(peer.source)
+                else:
+                    rib.remove(peer.source)
+            peer.restart_ends = now + restart.restart_time
+        else:
+            self._forget_routes(peer)
+
+    def _restart_is_over(self, peer: Peer) -> None:
+        """Away too long, or back and too slow."""
+        peer.restart_ends = None
+        for rib in self.ribs.values():
+            rib.sweep(peer.source)
+
+    def _forget_routes(self, peer: Peer) -> None:
+        peer.restart_ends = None
+        for rib in self.ribs.values():
+            rib.remove(peer.source)
+
+    def _no_longer_awaited(self, name: str, family: Family | None = None) -> None:
+        for each in (family,) if family else tuple(self._awaited):
+            names = self._awaited.get(each)
+            if names is not None:
+                names.discard(name)
+                if not names:
+                    del self._awaited[each]
+                    if not self._awaited:
+                        self._restarted()
+
+    def _restarted(self) -> None:
+        """Our own restart is over: the next OPEN says so."""
+        for peer in self.peers.values():
+            peer.session.change_capabilities(capabilities(self.config, restarting=False))
+
+    # ------------------------------------------------------------------------------------------- what peers are told
+
+    def _flush(self) -> None:
+        """Decide what is marked, and tell the groups."""
+        for family, rib in self.ribs.items():
+            if family in self._awaited:
+                continue
+            changes = rib.take_changes()
+            if changes:
+                self._changes[family].update(changes)
+                for group in self.groups.values():
+                    self._tell(group, family, changes)
+
+    def _tell(self, group: UpdateGroup, family: Family, changes: dict[bytes, Chosen]) -> None:
+        batch = group.apply(family, changes)
+        for member in group.members:
+            data = batch.octets(member)
+            if data:
+                self._send(self._peers_of[member], data)
+
+    def _send(self, peer: Peer, data: bytes) -> None:
+        peer.session.send(data)
+        self._sent_to[peer.name] = None
+
+    def _join(self, peer: Peer) -> None:
+        """The session has come up, and everything is decided: the peer is told all, then End-of-RIB."""
+        settings = peer.export_settings()
+        if any(family in self._awaited for family in settings.families):
+            return
+        del self._joining[peer.name]
+        self._group(settings).members[peer.source] = None
+        for family in settings.families:
+            self._dump(peer, family)
+            self._send(peer, encode_end_of_rib(family))
+
+    def _dump(self, peer: Peer, family: Family) -> None:
+        """Tell a member everything; nothing to one that is not told anything yet."""
+        group = self._group_of(peer)
+        data = group.everything(family, peer.source) if group else b""
+        if data:
+            self._send(peer, data)
+
+    def _group(self, settings: ExportSettings) -> UpdateGroup:
+        group = self.groups.get(settings)
+        if group is None:
+            group = self.groups[settings] = UpdateGroup(settings)
+            for family in settings.families:
+                group.fill(self.ribs[family])
+        return group
+
+    def _group_of(self, peer: Peer) -> UpdateGroup | None:
+        return next((group for group in self.groups.values() if peer.source in group.members), None)
+
+    def _leave_group(self, peer: Peer) -> None:
+        group = self._group_of(peer)
+        if group is not None:
+            del group.members[peer.source]
+            if not group.members:
+                del self.groups[group.settings]
+
+    # ------------------------------------------------------------------------------------------------------- changes
+
+    def _reconfigure(self, peer: Peer, config: PeerConfig) -> None:
+        """New settings for a session that goes on: its role, its policies."""
+        self._flush()
+        before = peer.config
+        peer.config = config
+        standing = peer.session.negotiated is not None and peer.name not in self._joining
+        imports = ("import_policy", "allowed_own_as", "enforce_first_as")
+        if any(getattr(before, name) != getattr(config, name) for name in imports):
+            self._judge_again(peer)
+        kind = peer.kind(peer.source.asn)
+        if peer.source.kind is not kind:
+            # Who may have its routes is another question now. What is the same is not sent again.
+            peer.source.kind = kind
+            for family, rib in self.ribs.items():
+                for group in self.groups.values():
+                    self._tell(group, family, rib.chosen)
+        if standing:
+            self._move(peer)
+
+    def _judge_again(self, peer: Peer) -> None:
+        for family, rib in self.ribs.items():
+            for prefix, route in list(rib.received(peer.source).items()):
+                for some, attributes, rejected in peer.judge(family, [prefix], route.received):
+                    if (attributes, rejected) != (route.attributes, route.rejected):
+                        rib.announce(peer.source, some, attributes, route.received, rejected)
+
+    def _move(self, peer: Peer) -> None:
+        """Into the group that its settings demand now; it is told what differs between the two."""
+        old, settings = self._group_of(peer), peer.export_settings()
+        if old is None or old.settings == settings:
+            return
+        new = self._group(settings)
+        for family in settings.families:
+            before = dict(old.advertised(family, peer.source))
+            after = dict(new.advertised(family, peer.source))
+            gone = [prefix for prefix in before if prefix not in after]
+            data = b"".join(encode_withdrawal(family, gone)) + new.everything(family, peer.source)
+            if data:
+                self._send(peer, data)
+        self._leave_group(peer)
+        new.members[peer.source] = None
+
+    def _decoder(self, as4: bool, internal: bool) -> AttributeDecoder:
+        """Sessions of one kind share what has been parsed."""
+        decoder = self._decoders.get((as4, internal))
+        if decoder is None:
+            decoder = self._decoders[as4, internal] = AttributeDecoder(as4=as4, internal=internal)
+        return decoder
