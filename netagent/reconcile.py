@@ -33,6 +33,7 @@ CHUNK = 256  # operations between two breaths of the event loop
 RETRY_FIRST, RETRY_MAX = 0.1, 30.0  # seconds
 FIGHT_WINDOW = 10.0  # seconds in which repairs of one key count as a fight
 FIGHT_AFTER = 5  # repairs in the window
+FIGHT_FIRST = 0.8  # seconds until the first repair in a fight
 DRIFTS_KEPT = 20
 FINDINGS_MAX = 50
 
@@ -115,6 +116,7 @@ class Reconciler:
         self._dirty: dict[str, float] = {}
         self._failing: dict[Key, Failing] = {}
         self._repairs: dict[Key, list[float]] = {}  # by the clock, the last few of each key
+        self._waits: dict[Key, float] = {}  # seconds that the next repair of a key waits that is fought over
         self._unread: dict[str, int] = {}  # kinds whose dump failed, and how often in a row
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -145,7 +147,8 @@ class Reconciler:
         """Something changed that may be what failing objects wait for: try them now."""
         now = self._clock()
         for failing in self._failing.values():
-            failing.retry = now
+            if failing.errno != errno.EAGAIN:  # a fight is not won by haste
+                failing.retry = now
         if self._failing:
             self._stir()
 
@@ -253,37 +256,43 @@ class Reconciler:
     def _apply(self, ops: Sequence[Op]) -> None:
         failed = {failure.op.object.key: failure for failure in self.host.apply(ops)}
         self._operations += len(ops)
+        appeared: set[str] = set()
+        vanished: set[Key] = set()
         for op in ops:
             key = op.key or op.object.key
             failure = failed.get(key)
             if failure is not None:
                 self._fail(key, failure)
                 continue
-            if self._failing.pop(key, None) is not None and op.verb == "put":
-                self._appeared(op.object.KIND)
+            self._failing.pop(key, None)
             if op.verb == "put":
                 self._known[key] = op.object
+                appeared.update(DEPENDENTS.get(op.object.KIND, ()))
                 if op.object.KIND == "link":
                     self._recreated(op.object)
             else:
                 self._known.pop(key, None)
-                if op.object.KIND == "nexthop" and self._failing:
-                    self._lost_with(key)
+                if op.object.KIND == "nexthop":
+                    vanished.add(key[1:])
                 if op.object.KIND == "link":
                     self.invalidate(DEPENDENTS["link"])
+                    self._hasten(("link",))  # it may have been in the way of another, with the same VNI
+        if vanished:
+            self._lost_with(vanished)
+        self._hasten(appeared, but=failed)
 
-    def _lost_with(self, nexthop: Key) -> None:
-        """A nexthop went before a route that the kernel refused to delete or move: that went with it, silently."""
-        for key in self._failing:
-            known = self._known.get(key)
-            if isinstance(known, Route) and known.nexthop == nexthop[1:]:
+    def _lost_with(self, nexthops: Collection[Key]) -> None:
+        """Nexthops went, and silently with them the routes through them that are wanted still."""
+        for key, known in list(self._known.items()):
+            if isinstance(known, Route) and known.nexthop in nexthops:
                 del self._known[key]
+                self._pending[key] = None
 
-    def _appeared(self, kind: str) -> None:
-        """Something stands that failed before: what may have waited for it is due."""
-        dependents, now = DEPENDENTS.get(kind, ()), self._clock()
-        for failing in self._failing.values():
-            if failing.object.KIND in dependents and failing.errno != errno.EAGAIN:
+    def _hasten(self, kinds: Collection[str], but: Collection[Key] = ()) -> None:
+        """What failed may succeed now: it is due."""
+        now = self._clock()
+        for key, failing in self._failing.items():
+            if failing.object.KIND in kinds and failing.errno != errno.EAGAIN and key not in but:
                 failing.retry = now
 
     def _fail(self, key: Key, failure: Failure) -> None:
@@ -355,8 +364,9 @@ class Reconciler:
         now = self._clock()
         for kind in self._unread:
             dirty.pop(kind, None)  # not read: nothing is known of it
-        for key in [key for key, repairs in self._repairs.items() if now - repairs[-1] > FIGHT_WINDOW]:
+        for key in [key for key in self._repairs if self._calm(key, now)]:
             del self._repairs[key]
+            self._waits.pop(key, None)
         before = self._drift_count
         for key, known in list(self._known.items()):
             if known.KIND in dirty and not satisfied(known, actual.get(key)):
@@ -395,6 +405,10 @@ class Reconciler:
             self._unread.pop(kind, None)
         return found
 
+    def _calm(self, key: Key, now: float) -> bool:
+        """Whether somebody else has left the key alone for so long that it is trusted again."""
+        return now - self._repairs[key][-1] > FIGHT_WINDOW + 2 * self._waits.get(key, 0.0)
+
     def _drifted(self, key: Key, known: Object, have: Object | None, heard: float, now: float) -> None:
         done = "removed" if have is None else "changed"
         what = f"{known.KIND} {describe(known)} was {done} by somebody else"
@@ -404,10 +418,11 @@ class Reconciler:
         repairs = [at for at in earlier if now - at <= FIGHT_WINDOW][1 - 2 * FIGHT_AFTER :]
         repairs.append(now)
         self._repairs[key] = repairs
-        if len(repairs) >= FIGHT_AFTER:
+        wait = self._waits.get(key, 0.0)
+        if wait or len(repairs) >= FIGHT_AFTER:
             want = self._desired.get(key)
             assert want is not None
-            delay = min(RETRY_FIRST * 2 ** (len(repairs) - FIGHT_AFTER + 3), RETRY_MAX)
+            self._waits[key] = wait = min(2 * wait or FIGHT_FIRST, RETRY_MAX)
             self._failing[key] = Failing(
                 want,
                 "put",
@@ -416,7 +431,7 @@ class Reconciler:
                 "another program",
                 time.time(),
                 len(repairs),
-                now + delay,
+                now + wait,
             )
         else:
             self._pending[key] = None
@@ -463,8 +478,11 @@ class Reconciler:
         return all(self.installed(key) for key in self._desired.keys_of(owner))
 
     def findings(self) -> list[Finding]:
-        """What cannot be installed, for an operator."""
-        return [_refused(failing) for failing in list(self._failing.values())[:FINDINGS_MAX]]
+        """What cannot be installed, or does not stay so, for an operator."""
+        fought = [key for key in self._waits if not self._calm(key, self._clock())]
+        found = [_contested(want) for key in fought if (want := self._desired.get(key)) is not None]
+        found += [_refused(failing) for failing in self._failing.values() if failing.errno != errno.EAGAIN]
+        return found[:FINDINGS_MAX]
 
     def failure(self, key: Key) -> Failing | None:
         return self._failing.get(key)
@@ -516,6 +534,18 @@ def _refused(failing: Failing) -> Finding:
         message=f"{text} cannot be {'installed' if failing.verb == 'put' else 'removed'}: {failing.message}",
         evidence=f"errno {failing.errno}, {failing.attempts} tries",
         remedy="it is tried again by itself; `netagent objects` shows what else is missing",
+    )
+
+
+def _contested(want: Object) -> Finding:
+    kind, text = want.KIND, describe(want)
+    return Finding(
+        code="object-contested",
+        subject=f"{kind} {text}",
+        severity="error",
+        message=f"{text} is removed or changed again and again by another program",
+        evidence=f"at least {FIGHT_AFTER} times; it is put back ever more rarely",
+        remedy="find the program and tell it to leave what is netagent's alone (`ip monitor` shows each change)",
     )
 
 
