@@ -35,8 +35,9 @@ class Load(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def server(end: End, *argv: str, ready: bytes) -> AsyncIterator[None]:
-    """Run a server at an end while the context lasts; entered when it has said that it is ready."""
+async def server(end: End, *argv: str, ready: bytes, once: bool = False) -> AsyncIterator[None]:
+    """Run a server at an end while the context lasts; entered when it has said that it is ready. `once`: it serves
+    one client and ends by itself (to kill a process that is just ending makes asyncio lose its exit status)."""
     process = await end.lab.space.start(
         end.netns, argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -49,6 +50,9 @@ async def server(end: End, *argv: str, ready: bytes) -> AsyncIterator[None]:
                     raise LabError(f"{argv[0]} ended: {said.decode(errors='replace')}", where=end.netns)
                 said += line
         yield
+        if once:
+            async with asyncio.timeout(DEADLINE):
+                await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
@@ -57,7 +61,7 @@ async def server(end: End, *argv: str, ready: bytes) -> AsyncIterator[None]:
 
 async def iperf(source: End, sink: End, seconds: int, *options: str) -> dict[str, Any]:
     """The `end` of iperf3's report."""
-    async with server(sink, "iperf3", "-s", "-1", "--forceflush", ready=b"listening"):
+    async with server(sink, "iperf3", "-s", "-1", "--forceflush", ready=b"listening", once=True):
         argv = ["iperf3", "-c", sink.address, "-t", f"{seconds}", "-J", *options]
         result = await source.lab.space.run(source.netns, argv, timeout=seconds + DEADLINE)
     end: dict[str, Any] = json.loads(result.out)["end"]
