@@ -15,7 +15,7 @@ from tests.bench import byhand, report
 ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ("host-gw", "vxlan", "udp")
 
-pytestmark = [pytest.mark.netns, pytest.mark.etcd, pytest.mark.slow]
+pytestmark = [pytest.mark.netns, pytest.mark.etcd, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def bench(*words: str, flanneld: str = "") -> tuple[list[dict[str, str]], str]:
@@ -26,7 +26,7 @@ def bench(*words: str, flanneld: str = "") -> tuple[list[dict[str, str]], str]:
         env={**os.environ, "FLANNELD": flanneld},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
