@@ -21,7 +21,6 @@ from tests.bench.report import progress, table
 MODULES = (
     "asyncio",
     "msgspec",
-    "google.protobuf.descriptor_pb2",
     "grpc.aio",
     "netagent.store.etcd",
     "netagent.agent",
