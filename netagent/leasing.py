@@ -92,6 +92,7 @@ class Leasing:
         )
         self._presence = Presence(store, cluster, identity, ttl=settings.alive_ttl, rng=rng)
         self._told: tuple[str | None, ...] = ()
+        self._problem = ""  # the last one logged
         self._news = asyncio.Event()
 
     # ------------------------------------------------------------------------------------------- for the agent
@@ -221,6 +222,10 @@ class Leasing:
 
     def _tell(self) -> None:
         state = self.state
+        if state.problem != self._problem and state.state not in ("lost", "conflict"):
+            self._problem = state.problem
+            if state.problem:
+                log.warning("the subnet lease: %s", state.problem)
         now = (state.state, state.key, state.v4, state.v6)
         if now == self._told:
             return

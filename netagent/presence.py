@@ -66,19 +66,22 @@ class Presence:
 
     async def run(self) -> None:
         """Until cancelled."""
-        failures = 0
+        failures, told = 0, ""
         while True:
             self._news.clear()
             try:
                 clash = await self._step()
-                failures = 0
+                failures, told = 0, ""
                 pause = self._ttl / 3
                 self.findings = (_clash(self._identity.name, clash),) if clash else ()
             except LeaseNotFound:
                 self._lease, pause = 0, 0.05
             except StoreError as error:
                 failures += 1
-                log.warning("this node cannot be shown as alive: %s", error)
+                # Each reason once: an outage may last for days.
+                level = logging.DEBUG if str(error) == told else logging.WARNING
+                log.log(level, "this node cannot be shown as alive: %s", error)
+                told = str(error)
                 pause = min(BACKOFF_LAST, self._ttl / 3, BACKOFF_FIRST * 2.0 ** min(failures - 1, 10))
             pause *= 0.8 + self._rng.random() / 5
             with contextlib.suppress(TimeoutError):

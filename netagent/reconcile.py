@@ -113,7 +113,8 @@ class Reconciler:
         self._keep_stale = True
         self._dirty: dict[str, float] = {}
         self._failing: dict[Key, Failing] = {}
-        self._repairs: dict[Key, deque[float]] = {}
+        self._repairs: dict[Key, list[float]] = {}  # by the clock, the last few of each key
+        self._unread: dict[str, int] = {}  # kinds whose dump failed, and how often in a row
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._drifts: deque[Drift] = deque(maxlen=DRIFTS_KEPT)
@@ -184,7 +185,7 @@ class Reconciler:
 
     def _adopt(self) -> None:
         """What an earlier run left: equal objects stay untouched, the rest waits for `release_stale`."""
-        for obj in self.host.dump(KINDS, self._desired.values()):
+        for obj in self._dump(KINDS, list(self._desired.values())):
             self._known[obj.key] = obj
             if obj.key not in self._desired:
                 self._stale.add(obj.key)
@@ -196,8 +197,12 @@ class Reconciler:
         due = min((f.retry for f in self._failing.values()), default=None)
         if not self._pending and not self._dirty and (due is None or due > now):
             self._idle.set()
+            # Not wait_for: until Python 3.12 it loses a cancellation that comes together with a wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if due is None else due - now)
+                async with asyncio.timeout(None if due is None else due - now):
+                    await self._wake.wait()
+        else:
+            await asyncio.sleep(0)  # whatever the reason to go on at once, the event loop breathes
         self._wake.clear()
 
     async def _pass(self) -> None:
@@ -211,7 +216,10 @@ class Reconciler:
         pending, self._pending = self._pending, {}
         ops = sorted((op for key in pending if (op := self._operation(key)) is not None), key=order)
         for start in range(0, len(ops), CHUNK):
-            self._apply(ops[start : start + CHUNK])
+            chunk = ops[start : start + CHUNK]
+            if self._pending:  # input came while the pass was under way: what it touches is decided anew
+                chunk = [op for op in chunk if (op.key or op.object.key) not in self._pending]
+            self._apply(chunk)
             if start + CHUNK < len(ops):
                 await asyncio.sleep(0)
         self._passes += 1
@@ -225,9 +233,10 @@ class Reconciler:
             if have is None:
                 self._failing.pop(key, None)
                 return None
-            if failing is not None and failing.retry > self._clock():
+            if failing is not None and failing.verb == "delete" and failing.retry > self._clock():
                 return None
             if self._keep_stale and key in self._stale:
+                self._failing.pop(key, None)  # not due before `release_stale`
                 return None
             return Op("delete", have, key)
         self._stale.discard(key)
@@ -248,20 +257,36 @@ class Reconciler:
             if failure is not None:
                 self._fail(key, failure)
                 continue
-            self._failing.pop(key, None)
+            if self._failing.pop(key, None) is not None and op.verb == "put":
+                self._appeared(op.object.KIND)
             if op.verb == "put":
                 self._known[key] = op.object
                 if op.object.KIND == "link":
                     self._recreated(op.object)
             else:
                 self._known.pop(key, None)
+                if op.object.KIND == "nexthop" and self._failing:
+                    self._lost_with(key)
                 if op.object.KIND == "link":
                     self.invalidate(DEPENDENTS["link"])
+
+    def _lost_with(self, nexthop: Key) -> None:
+        """A nexthop went before a route that the kernel refused to delete or move: that went with it, silently."""
+        for key in self._failing:
+            known = self._known.get(key)
+            if isinstance(known, Route) and known.nexthop == nexthop[1:]:
+                del self._known[key]
+
+    def _appeared(self, kind: str) -> None:
+        """Something stands that failed before: what may have waited for it is due."""
+        dependents, now = DEPENDENTS.get(kind, ()), self._clock()
+        for failing in self._failing.values():
+            if failing.object.KIND in dependents and failing.errno != errno.EAGAIN:
+                failing.retry = now
 
     def _fail(self, key: Key, failure: Failure) -> None:
         earlier = self._failing.get(key)
         attempts = earlier.attempts + 1 if earlier is not None else 1
-        delay = min(RETRY_FIRST * 2 ** min(attempts - 1, 10), RETRY_MAX) * self._jitter(0.75, 1.25)
         self._failing[key] = Failing(
             failure.op.object,
             failure.op.verb,
@@ -270,14 +295,29 @@ class Reconciler:
             failure.foreign,
             earlier.since if earlier is not None else time.time(),
             attempts,
-            self._clock() + delay,
+            self._clock() + self._delay(attempts),
         )
+
+    def _delay(self, attempts: int) -> float:
+        """Seconds before the next try, after so many (1 and up)."""
+        return min(RETRY_FIRST * 2.0 ** min(attempts - 1, 10) * self._jitter(0.75, 1.25), RETRY_MAX)
 
     # ------------------------------------------------------------------------------------------ drift
 
     async def _listen(self) -> None:
-        async for changes in self.host.changes():
-            self._hear(changes)
+        """Hints, for ever: without them drift would go unseen, so what ends them is told, and they start again."""
+        failures = 0
+        while True:
+            try:
+                async for changes in self.host.changes():
+                    failures = 0
+                    self._hear(changes)
+                log.warning("the kernel's changes ended; listening again")
+            except Exception:
+                log.exception("the kernel's changes cannot be followed; listening again")
+            failures += 1
+            await asyncio.sleep(self._delay(failures))
+            self.invalidate()  # whatever was missed meanwhile
 
     def _hear(self, changes: Iterable[Change]) -> None:
         """Hints: something of these kinds may differ now."""
@@ -288,6 +328,9 @@ class Reconciler:
                 continue
             if change.kind == "accept":
                 self.others_changed.set()
+            failing = None if change.key is None else self._failing.get(change.key)
+            if failing is not None and failing.errno != errno.EAGAIN:
+                failing.retry = now  # what was in the way may be gone
             for kind in (change.kind, *DEPENDENTS.get(change.kind, ())):
                 self._dirty.setdefault(kind, now)
         if self._dirty:
@@ -306,13 +349,12 @@ class Reconciler:
         """Dump what is dirty; what differs from what we wrote was changed by somebody else."""
         dirty, self._dirty = self._dirty, {}
         wanted = [obj for obj in self._desired.values() if obj.KIND in dirty]
-        try:
-            actual = {obj.key: obj for obj in self.host.dump(list(dirty), wanted)}
-        except OSError as error:
-            log.warning("the kernel's state cannot be read: %s", error)
-            asyncio.get_running_loop().call_later(RETRY_FIRST, self.invalidate, list(dirty))
-            return
+        actual = {obj.key: obj for obj in self._dump(list(dirty), wanted)}
         now = self._clock()
+        for kind in self._unread:
+            dirty.pop(kind, None)  # not read: nothing is known of it
+        for key in [key for key, repairs in self._repairs.items() if now - repairs[-1] > FIGHT_WINDOW]:
+            del self._repairs[key]
         before = self._drift_count
         for key, known in list(self._known.items()):
             if known.KIND in dirty and not satisfied(known, actual.get(key)):
@@ -335,15 +377,31 @@ class Reconciler:
             more = self._drift_count - before - 1
             log.warning("%s%s; putting it back", self._drifts[-1].what, f" (and {more} objects more)" if more else "")
 
+    def _dump(self, kinds: Collection[str], wanted: Sequence[Object]) -> list[Object]:
+        """What is there of these kinds. One that cannot be read is left out, and read again after a back-off."""
+        try:
+            found = self.host.dump(kinds, wanted)
+        except OSError as error:
+            if len(kinds) > 1:
+                return [obj for kind in kinds for obj in self._dump((kind,), [o for o in wanted if kind == o.KIND])]
+            (kind,) = kinds
+            failures = self._unread[kind] = self._unread.get(kind, 0) + 1
+            log.warning("the kernel's objects of kind %s cannot be read: %s", kind, error)
+            asyncio.get_running_loop().call_later(self._delay(failures), self.invalidate, (kind,))
+            return []
+        for kind in kinds:
+            self._unread.pop(kind, None)
+        return found
+
     def _drifted(self, key: Key, known: Object, have: Object | None, heard: float, now: float) -> None:
         done = "removed" if have is None else "changed"
         what = f"{known.KIND} {describe(known)} was {done} by somebody else"
         self._drift_count += 1
         self._drifts.append(Drift(time.time(), known.KIND, what, now - heard))
-        repairs = self._repairs.setdefault(key, deque(maxlen=2 * FIGHT_AFTER))
-        while repairs and now - repairs[0] > FIGHT_WINDOW:
-            repairs.popleft()
+        earlier = self._repairs.get(key, [])
+        repairs = [at for at in earlier if now - at <= FIGHT_WINDOW][1 - 2 * FIGHT_AFTER :]
         repairs.append(now)
+        self._repairs[key] = repairs
         if len(repairs) >= FIGHT_AFTER:
             want = self._desired.get(key)
             assert want is not None
@@ -358,7 +416,6 @@ class Reconciler:
                 len(repairs),
                 now + delay,
             )
-            self._known.pop(key, None)
         else:
             self._pending[key] = None
 

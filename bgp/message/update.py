@@ -200,7 +200,10 @@ def encode_announcement(
     IPv4 stands in the UPDATE's own field, IPv6 in MP_REACH_NLRI, which comes first (RFC 7606 section 5.1). Raises
     LocalError when the attributes leave no room for a prefix, or when the next hop is not of the family.
     """
-    block = encode_attributes(attributes, as4)
+    try:
+        block = encode_attributes(attributes, as4)
+    except (OverflowError, ValueError, struct.error) as wrong:
+        raise LocalError(f"attributes that do not fit their fields: {wrong}") from None
     next_hop = attributes.next_hop
     if len(next_hop) not in ((4,) if family is Family.IPV4 else (16, 32)):
         raise LocalError(f"a next hop of {len(next_hop)} octets for {family.name}")

@@ -63,7 +63,7 @@ def directory(name: str) -> Path:
 @contextlib.contextmanager
 def making(name: str) -> Iterator[Path]:
     """The empty directory for a new lab; remains of an earlier one are cleared away. LabError if one is up, or if
-    another process is inside this context for the same name."""
+    another process is inside this context for the same name. Left by an exception, it leaves no directory."""
     path = directory(name)
     lock = os.open(path.with_name(f".{name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
@@ -81,7 +81,11 @@ def making(name: str) -> Iterator[Path]:
             )
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700)
-        yield path
+        try:
+            yield path
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
     finally:
         os.close(lock)
 

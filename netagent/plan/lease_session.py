@@ -259,8 +259,8 @@ class LeaseSession:
             self.state.problem = str(error)
             self._note("subnets-exhausted", self._name, error.message, severity="error", remedy=error.remedy)
             return None
-        self._findings.pop("subnets-exhausted", None)
-        self.state.problem = ""
+        if self._findings.pop("subnets-exhausted", None) is not None:
+            self.state.problem = ""
         return choice
 
     def _claim_again(self, attributes: Attributes) -> Request | None:
@@ -375,7 +375,7 @@ class LeaseSession:
             self._failed(request, answer, now)
             return
         self._failures = 0
-        if self.state.state == "held":
+        if self.state.state in ("held", "claiming"):
             self.state.problem = ""
         match answer:
             case Written():

@@ -16,7 +16,7 @@ import pytest
 from netagent.errors import UsageError
 from netagent.lab import labs
 from netagent.lab.lab import Lab, obstacle
-from netagent.lab.space import LabError
+from netagent.lab.space import LabError, Unable
 from tests.netns.test_lab import standin
 from tests.support.netns import eventually
 
@@ -108,6 +108,7 @@ async def test_two_labs_side_by_side_and_down(made: Lab) -> None:
         with labs.making("second") as second.directory:
             with pytest.raises(LabError, match="being made by another"), labs.making("second"):
                 pass
+            assert second.directory.exists()
             await second.up(ephemeral=False)
         await second.leased()
         await second.attach()
@@ -147,6 +148,13 @@ async def test_interrupted_on_the_way_up(home: Path, number: signal.Signals) -> 
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has just ended
             assert os.fsencode(home) not in path.read_bytes()
+
+
+def test_a_lab_that_was_not_made_leaves_nothing(home: Path) -> None:
+    with pytest.raises(RuntimeError), labs.making("lab") as directory:
+        (directory / "file").touch()
+        raise RuntimeError
+    assert list(labs.every()) == []
 
 
 def test_the_folder_of_labs_must_be_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,5 +202,21 @@ async def test_what_make_lab_shows(home: Path) -> None:
         code, out, _ = await netagent("list", "--json")
         assert [(lab["state"], lab["backend"]) for lab in json.loads(out)] == [("up", "vxlan")]
         assert (await netagent("ping"))[0] == 0
+    finally:
+        await netagent("down")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["host-gw", "vxlan", "udp"])
+async def test_ten_hosts(home: Path, backend: str) -> None:
+    if reason := obstacle(backend):
+        raise Unable(reason)
+    code, out, err = await netagent("up", "--nodes", "10", "--backend", backend, "--ipv6")
+    try:
+        assert code == 0, err
+        assert "180 of 180 pairs of containers reach each other" in out
+        code, out, _ = await netagent("ping", "--count", "3", "--json")
+        result = json.loads(out)
+        assert (code, result["ok"], len(result["pairs"])) == (0, True, 360)
     finally:
         await netagent("down")

@@ -317,12 +317,27 @@ async def etcd(
 
 @contextlib.asynccontextmanager
 async def etcd_cluster(
-    size: int = 3, *, tls: ServerTLS | None = None, token_ttl: int = 0, extra: Sequence[str] = ()
+    size: int = 3,
+    *,
+    netns: str = "",
+    host: str = "127.0.0.1",
+    tls: ServerTLS | None = None,
+    token_ttl: int = 0,
+    extra: Sequence[str] = (),
 ) -> AsyncIterator[Cluster]:
-    """A cluster of `size` members on loopback, all serving."""
+    """A cluster of `size` members in one namespace, all serving clients on `host`, each other on its loopback."""
     with _directory() as directory:
         members = [
-            Etcd(directory, name=f"m{i}", tls=tls, token_ttl=token_ttl, heartbeat=50, extra=extra)
+            Etcd(
+                directory,
+                name=f"m{i}",
+                netns=netns,
+                host=host,
+                tls=tls,
+                token_ttl=token_ttl,
+                heartbeat=50,
+                extra=extra,
+            )
             for i in range(size)
         ]
         for member in members:

@@ -1,0 +1,123 @@
+"""Adj-RIB-Out of an update group: what its peers have been told, and the octets that tell them what changed.
+
+Rule: everything is encoded once for the whole group. A peer is not told of a route that came from it; that is the
+only thing in which the members of a group differ, so each piece of a batch carries the source that must not get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from bgp.export import ExportSettings, export
+from bgp.message import Attributes, Family, LocalError, encode_announcement, encode_end_of_rib, encode_withdrawal
+from bgp.rib import Chosen, Rib
+from bgp.route import Source
+
+_Told = tuple[Attributes, Source]
+Piece = tuple[Source | None, bytes]
+"""Octets, and the member that must not get them (None: everybody gets them)."""
+
+
+class Batch:
+    """What the members of a group are to be sent."""
+
+    def __init__(self, pieces: list[Piece], only: Mapping[Source, bytes]) -> None:
+        self._pieces = pieces
+        self._only = only
+        self._whole: bytes | None = None
+        self._left_out = {source for source, _ in pieces if source is not None}
+
+    def octets(self, member: Source) -> bytes:
+        """Whole messages for a member; the same object for all that differ in nothing."""
+        if member in self._left_out:
+            shared = b"".join(data for source, data in self._pieces if source is not member)
+        else:
+            if self._whole is None:
+                self._whole = b"".join(data for _, data in self._pieces)
+            shared = self._whole
+        return self._only[member] + shared if member in self._only else shared
+
+
+class UpdateGroup:
+    """Peers with equal ExportSettings."""
+
+    def __init__(self, settings: ExportSettings) -> None:
+        self.settings = settings
+        self.members: dict[Source, None] = {}
+        self.failures: dict[bytes, str] = {}
+        """Prefixes whose attributes do not fit into a message, and why: nobody is told of them."""
+        self._told: dict[Family, dict[bytes, _Told]] = {family: {} for family in settings.families}
+        self._dump: dict[Family, list[Piece]] = {}
+
+    def fill(self, rib: Rib) -> None:
+        """Take in a table as it is: for a new group, whose members have been told nothing yet."""
+        self.apply(rib.family, rib.chosen)
+
+    def apply(self, family: Family, changes: Mapping[bytes, Chosen]) -> Batch:
+        """Changes of Loc-RIB, as what the members are to be sent."""
+        told = self._told.get(family)
+        if told is None:
+            return Batch([], {})
+        groups: dict[_Told, list[bytes]] = {}
+        gone: dict[Source, list[bytes]] = {}
+        only: dict[Source, list[bytes]] = {}
+        settings = self.settings
+        for prefix, chosen in changes.items():
+            old = told.get(prefix)
+            attributes = export(settings, family, prefix, chosen[0]) if chosen else None
+            if attributes is None:
+                if old is not None:
+                    del told[prefix]
+                    self.failures.pop(prefix, None)
+                    gone.setdefault(old[1], []).append(prefix)
+                continue
+            new = (attributes, chosen[0].source)
+            if old is not None:
+                if old[1] is new[1]:
+                    if old[0] == attributes:
+                        continue
+                elif new[1] in self.members:
+                    only.setdefault(new[1], []).append(prefix)  # it had the old route, and must not get its own
+            told[prefix] = new
+            group = groups.get(new)
+            if group is None:
+                groups[new] = [prefix]
+            else:
+                group.append(prefix)
+        pieces: list[Piece] = []
+        for source, prefixes in gone.items():
+            pieces.append((source, b"".join(encode_withdrawal(family, prefixes))))
+        pieces.extend(self._encode(family, groups))
+        if changes:
+            self._dump.pop(family, None)
+        return Batch(pieces, {source: b"".join(encode_withdrawal(family, some)) for source, some in only.items()})
+
+    def everything(self, family: Family, member: Source) -> bytes:
+        """All that a member is to know of a family, and End-of-RIB: when its session comes up or it asks again."""
+        pieces = self._dump.get(family)
+        if pieces is None:
+            groups: dict[_Told, list[bytes]] = {}
+            for prefix, told in self._told[family].items():
+                groups.setdefault(told, []).append(prefix)
+            pieces = self._dump[family] = list(self._encode(family, groups))
+        return Batch(pieces, {}).octets(member) + encode_end_of_rib(family)
+
+    def advertised(self, family: Family, member: Source) -> Iterator[tuple[bytes, Attributes]]:
+        """What a member has been told."""
+        for prefix, (attributes, source) in self._told.get(family, {}).items():
+            if source is not member and prefix not in self.failures:
+                yield prefix, attributes
+
+    def _encode(self, family: Family, groups: Mapping[_Told, Iterable[bytes]]) -> Iterator[Piece]:
+        for (attributes, source), prefixes in groups.items():
+            try:
+                data = b"".join(encode_announcement(family, attributes, prefixes, as4=self.settings.as4))
+            except LocalError as error:
+                # RFC 4271 section 9.2: such a route is not announced; what was announced before is taken back.
+                self.failures.update(dict.fromkeys(prefixes, str(error)))
+                data = b"".join(encode_withdrawal(family, prefixes))
+            else:
+                if self.failures:
+                    for prefix in prefixes:
+                        self.failures.pop(prefix, None)
+            yield source, data

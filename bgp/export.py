@@ -1,0 +1,86 @@
+"""What a route becomes on its way to a peer (RFC 4271 sections 5.1 and 9.2, RFC 4456, RFC 1997).
+
+Rule: the result depends only on the route and on ExportSettings, never on the single peer. Peers with equal
+settings form an update group, and share every octet (adj_rib_out.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bgp.decision import DEFAULT_LOCAL_PREF
+from bgp.message import Attributes, Family
+from bgp.message.codes import WellKnownCommunity
+from bgp.policy import Policy
+from bgp.route import Kind, Route
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What peers of one group have in common."""
+
+    kind: Kind
+    asn: int
+    """Ours, as this peer sees it."""
+    identifier: bytes
+    families: tuple[Family, ...]
+    as4: bool = True
+    cluster_id: bytes = b""
+    """Empty means our identifier."""
+    addresses: tuple[tuple[Family, bytes], ...] = ()
+    """Our own address in each family, for routes that go by way of us."""
+    next_hop_self: bool | None = None
+    """None means what is usual: towards another AS yes, within our own no."""
+    policy: Policy | None = None
+
+
+def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route) -> Attributes | None:
+    """The attributes to announce; None when peers of these settings must not have the route."""
+    attributes = route.attributes
+    if not _may_go(settings.kind, route):
+        return None
+    base = _to_external(settings, attributes) if settings.kind is Kind.EXTERNAL else _to_internal(settings, route)
+    by_way_of_us = settings.kind is Kind.EXTERNAL if settings.next_hop_self is None else settings.next_hop_self
+    if by_way_of_us or not attributes.next_hop:
+        base = base._replace(next_hop=dict(settings.addresses).get(family, b""))
+    changed = settings.policy.apply(family, prefix, attributes, base) if settings.policy else base
+    # A next hop that is not of the family cannot be encoded: we have no address there.
+    if changed is None or not changed.next_hop or (len(changed.next_hop) == 4) != (family is Family.IPV4):
+        return None
+    return changed
+
+
+def _may_go(kind: Kind, route: Route) -> bool:
+    communities = route.attributes.communities
+    if communities:
+        if WellKnownCommunity.NO_ADVERTISE in communities:
+            return False
+        leaves = WellKnownCommunity.NO_EXPORT in communities or WellKnownCommunity.NO_EXPORT_SUBCONFED in communities
+        if leaves and kind is Kind.EXTERNAL:
+            return False
+    # From one who is not a client to one who is not: they have it from each other (RFC 4456 section 6).
+    return not (kind is Kind.INTERNAL and route.source.kind is Kind.INTERNAL)
+
+
+def _to_external(settings: ExportSettings, attributes: Attributes) -> Attributes:
+    """MED stays within the AS that it was sent to (RFC 4271 section 5.1.4); LOCAL_PREF and reflection within ours."""
+    return attributes._replace(
+        as_path=attributes.as_path.prepend(settings.asn),
+        med=None,
+        local_pref=None,
+        originator_id=b"",
+        cluster_list=(),
+    )
+
+
+def _to_internal(settings: ExportSettings, route: Route) -> Attributes:
+    attributes = route.attributes
+    local_pref = DEFAULT_LOCAL_PREF if attributes.local_pref is None else attributes.local_pref
+    if route.source.kind not in (Kind.INTERNAL, Kind.CLIENT):
+        return attributes if attributes.local_pref == local_pref else attributes._replace(local_pref=local_pref)
+    # Reflected: whom it came from, and through which clusters (RFC 4456 section 8).
+    return attributes._replace(
+        local_pref=local_pref,
+        originator_id=attributes.originator_id or route.source.identifier,
+        cluster_list=(settings.cluster_id or settings.identifier, *attributes.cluster_list),
+    )

@@ -1,0 +1,147 @@
+"""Adj-RIB-In and Loc-RIB of one address family (RFC 4271 section 3.2).
+
+Rule: an announcement or withdrawal only marks its prefix; `take_changes` decides each marked prefix once. So work
+is done per prefix and batch, however often a peer changes its mind in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bgp.decision import Metric, decide
+from bgp.message import Attributes, Family
+from bgp.route import Route, Source
+
+Chosen = tuple[Route, ...]
+"""The best route, then its equals for multipath; empty when there is none."""
+
+
+class Rib:
+    """All routes of a family: as received, by source, and as chosen.
+
+    `metric` tells what it costs to reach a next hop; `paths` how many equally good routes are chosen.
+    """
+
+    def __init__(self, family: Family, metric: Metric | None = None, paths: int = 1) -> None:
+        self.family = family
+        self.paths = paths
+        self.metric: Metric = metric or (lambda next_hop: 0)
+        self.chosen: dict[bytes, Chosen] = {}
+        """Loc-RIB."""
+        self._received: dict[Source, dict[bytes, Route]] = {}
+        """Adj-RIB-In, by source."""
+        self._candidates: dict[bytes, list[Route]] = {}
+        self._stale: dict[Source, dict[bytes, None]] = {}
+        self._marked: dict[bytes, None] = {}
+
+    # --------------------------------------------------------------------------------------------- what comes in
+
+    def announce(
+        self,
+        source: Source,
+        prefixes: Iterable[bytes],
+        attributes: Attributes,
+        received: Attributes,
+        rejected: str = "",
+    ) -> None:
+        """The source gives these prefixes one and the same attributes."""
+        mine = self._received.get(source)
+        if mine is None:
+            mine = self._received[source] = {}
+        stale = self._stale.get(source)
+        candidates, marked = self._candidates, self._marked
+        route = Route(source, attributes, received, rejected)
+        for prefix in prefixes:
+            old = mine.get(prefix)
+            mine[prefix] = route
+            known = candidates.get(prefix)
+            if known is None:
+                candidates[prefix] = [route]
+            elif old is None:
+                known.append(route)
+            else:
+                known[known.index(old)] = route
+            if stale:
+                stale.pop(prefix, None)
+            marked[prefix] = None
+
+    def withdraw(self, source: Source, prefixes: Iterable[bytes]) -> None:
+        """The source takes these prefixes back; those that it has not given are passed over."""
+        mine = self._received.get(source)
+        if not mine:
+            return
+        stale = self._stale.get(source)
+        for prefix in prefixes:
+            route = mine.pop(prefix, None)
+            if route is None:
+                continue
+            if stale:
+                stale.pop(prefix, None)
+            known = self._candidates[prefix]
+            if len(known) == 1:
+                del self._candidates[prefix]
+            else:
+                known.remove(route)
+            self._marked[prefix] = None
+
+    def remove(self, source: Source) -> None:
+        """The source is gone, and its routes with it."""
+        self.withdraw(source, list(self._received.get(source, ())))
+        self._received.pop(source, None)
+        self._stale.pop(source, None)
+
+    # ------------------------------------------------------------------------------------------ graceful restart
+
+    def mark_stale(self, source: Source) -> None:
+        """The source restarts: its routes stay until it has announced them anew (RFC 4724 section 4.2)."""
+        self._stale[source] = dict.fromkeys(self._received.get(source, ()))
+
+    def sweep(self, source: Source) -> None:
+        """The source has announced all it has: what is still stale goes."""
+        self.withdraw(source, list(self._stale.pop(source, ())))
+
+    # --------------------------------------------------------------------------------------------- what comes out
+
+    def take_changes(self) -> dict[bytes, Chosen]:
+        """Each prefix whose choice has changed since the last call, with what is chosen now."""
+        changes: dict[bytes, Chosen] = {}
+        candidates, chosen = self._candidates, self.chosen
+        metric, paths = self.metric, self.paths
+        for prefix in self._marked:
+            known = candidates.get(prefix)
+            new = decide(known, metric, paths) if known else ()
+            if new == chosen.get(prefix, ()):
+                continue
+            changes[prefix] = new
+            if new:
+                chosen[prefix] = new
+            else:
+                del chosen[prefix]
+        self._marked.clear()
+        return changes
+
+    def next_hops_changed(self, next_hops: Iterable[bytes]) -> None:
+        """The metric of these next hops is another one now: their prefixes are decided anew."""
+        changed = set(next_hops)
+        for prefix, routes in self._candidates.items():
+            if any(route.attributes.next_hop in changed for route in routes):
+                self._marked[prefix] = None
+
+    def decide_anew(self) -> None:
+        """Decide every prefix again, for example after `paths` was changed."""
+        self._marked.update(dict.fromkeys(self._candidates))
+
+    # ------------------------------------------------------------------------------------------------------ views
+
+    def received(self, source: Source) -> dict[bytes, Route]:
+        """Adj-RIB-In of a source, rejected routes included. Not to be changed."""
+        return self._received.get(source, {})
+
+    def candidates(self, prefix: bytes) -> tuple[Route, ...]:
+        """All routes of a prefix, in no order."""
+        return tuple(self._candidates.get(prefix, ()))
+
+    def best(self) -> Iterator[tuple[bytes, Route]]:
+        """Each prefix with its best route."""
+        for prefix, routes in self.chosen.items():
+            yield prefix, routes[0]
