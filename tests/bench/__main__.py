@@ -1,35 +1,42 @@
-"""`make bench`: every benchmark, one after the other, each as a table with ratios.
+"""`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-    python -m tests.bench [scale|datapath|udp|imports ...]     those named; all without a name
+    python -m tests.bench [all|imports|scale|datapath|udp] [options of that benchmark]
 
-Each runs in a process of its own, because each makes namespaces of its own.
+Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
+own defaults; it leaves out `udp`, whose figures `datapath` has too. Exit status: the worst of theirs.
 """
 
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 import sys
 
-MODULES = {"imports": "imports", "scale": "scale", "datapath": "datapath", "udp": "bench_udp"}
+from netagent.lab.space import environment
+from tests.bench import datapath, imports, scale
+from tests.bench.report import machine
+
+BENCHMARKS = {"imports": imports.main, "scale": scale.main, "datapath": datapath.main, "udp": datapath.main_udp}
+ALL = ("imports", "scale", "datapath")
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(MODULES)
-    unknown = [name for name in names if name not in MODULES]
-    if unknown:
-        print(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(MODULES)}", file=sys.stderr)
+    name, *options = sys.argv[1:] or ["all"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if name not in ("all", *BENCHMARKS):
+        print(f"there is no benchmark {name!r}; there are all, {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    print(f"Linux {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    if not os.environ.get("FLANNELD"):
-        print("FLANNELD is not given, so there are no columns of flannel.")
+    if name == "all" and options:
+        print(f"{options[0]}: name the benchmark that it is for; all runs each with its defaults", file=sys.stderr)
+        return 2
+    os.environ.update(environment())
+    if not {"-h", "--help"} & set(options):
+        print(machine(), flush=True)
     code = 0
-    for name in names:
-        print(f"\n## {name}\n", flush=True)
-        code = max(
-            code, subprocess.run([sys.executable, "-m", f"tests.bench.{MODULES[name]}"], check=False).returncode
-        )
+    for each in ALL if name == "all" else (name,):
+        print(f"\n## {each}\n", flush=True)
+        code = max(code, BENCHMARKS[each](options))
     return code
 
 

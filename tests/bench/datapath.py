@@ -1,11 +1,14 @@
-"""Packets of each backend beside direct routing and kernel VXLAN made by hand, in the same run.
+"""The data path of each backend, container to container, beside direct routing and kernel VXLAN made by hand.
 
-    python -m tests.bench.datapath [--rounds 7] [--seconds 2] [--backends host-gw vxlan udp]
+    python -m tests.bench datapath [--rounds 5] [--seconds 2] [--backends host-gw vxlan udp] [--measures tcp1 latency]
+    python -m tests.bench udp           one TCP stream over udp, seven rounds; exit status 1 below the bar
 
-A lab of two hosts for each path, all up at once and measured in turn, container to container: real agents for the
-backends; for the baselines routes, and a VXLAN device, laid with `ip` and no netagent. TCP and the packet rate are
-iperf3's, as the receiver counts; latency is ping's. Figures are medians of the rounds, ratios are medians of the
-rounds' own ratios to kernel VXLAN. veth and VXLAN keep the kernel's default offloads, which is asserted.
+One lab with two hosts, real agents and a real etcd; the paths made by hand lie between the same two hosts. A round
+takes every path once, one after the other, so that whatever else the machine does meets all of them; the agents
+change their backend as they run. A ratio is that of a path's figure to kernel VXLAN's in the same round, and what is
+printed is the median of the rounds. veth and VXLAN keep the kernel's default offloads, which is asserted: TCP then
+crosses the wire in super-packets of 64 KiB, which flatters everything that stays in the kernel. With FLANNELD=/path
+flanneld's backends are measured in the same rounds, on two hosts each.
 """
 
 from __future__ import annotations
@@ -13,175 +16,158 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
-import re
-import shutil
 import statistics
 import sys
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from netagent.lab.lab import Lab
 from netagent.lab.node import Node
+from netagent.lab.space import LabError, find_program
+from netagent.lab.wiring import container
+from tests.bench import byhand
+from tests.bench.report import NOT_GIVEN, flanneld, progress, table
+from tests.bench.traffic import MEASURES, End, Load
 
-BASELINE = "VXLAN by hand"
-DIRECT = "routing by hand"
-STANDIN = Path(__file__).resolve().parents[1] / "support" / "standin.py"
-DEADLINE = 20.0
+BACKENDS = ("host-gw", "vxlan", "udp")
+DIRECT = "direct routing, by hand"
+PEER = "kernel VXLAN, by hand"
+BAR = 0.04  # the least that one TCP stream over udp must reach
+FLANNEL_TIMEOUT = 30.0
 
-
-class Sample(NamedTuple):
-    """One round on one path."""
-
-    one: float  # TCP, one stream, Gbit/s
-    four: float  # TCP, four streams
-    packets: float  # 64-byte UDP payloads delivered a second
-    p50: float  # round trip, seconds
-    p99: float
+Figures = dict[str, list[float]]  # of one path in one round, by measure
 
 
-@contextlib.asynccontextmanager
-async def path(name: str) -> AsyncIterator[tuple[Node, Node]]:
-    """Two hosts joined by that path, their containers attached."""
-    if name in (DIRECT, BASELINE):
-        async with Lab(nodes=2, agent=_standin) as lab:
-            await lab.leased()
-            if name == BASELINE:
-                for node in lab.nodes.values():
-                    await _lay_vxlan(node)
-            await lab.attach()
-            yield lab["h1"], lab["h2"]
-        return
-    async with Lab(nodes=2, backend=name) as lab:
-        await lab.ready(backend=name)
-        yield lab["h1"], lab["h2"]
+class Path(NamedTuple):
+    name: str
+    source: End
+    sink: End
+    prepare: Callable[[], Awaitable[None]]
 
 
-def _standin(node: Node) -> list[str]:
-    other = {"h1": "2", "h2": "1"}[node.name]
-    return [sys.executable, str(STANDIN), node.name.removeprefix("h"), str(node.run_dir), other]
+async def nothing() -> None:
+    """What prepares a path that is always there."""
 
 
-async def _lay_vxlan(node: Node) -> None:
-    """What the vxlan backend lays, with `ip`, and the MTU that it leaves to containers."""
-    own, other = (1, 2) if node.name == "h1" else (2, 1)
-    for words in (
-        f"link add vx0 type vxlan id 1 dstport 8472 local 192.168.50.1{own} dev eth0 nolearning",
-        f"link set vx0 address 02:00:00:00:00:0{own} mtu 1450 up",
-        f"neighbour add 10.5.{other}.0 lladdr 02:00:00:00:00:0{other} dev vx0 nud permanent",
-        f"route replace 10.5.{other}.0/24 via 10.5.{other}.0 dev vx0 onlink",
-    ):
-        await node.ip(words)
-    remote = f"192.168.50.1{other}"
-    await node.exec(
-        "bridge", "fdb", "add", f"02:00:00:00:00:0{other}", "dev", "vx0", "dst", remote, "self", "permanent"
-    )
+def switch(lab: Lab, backend: str) -> Callable[[], Awaitable[None]]:
+    """Has the running agents change to a backend, and the containers follow its MTU."""
+
+    async def prepare() -> None:
+        if lab.topology.backend != backend:
+            await lab.set_backend(backend)
+        await lab.ready(backend=backend)
+        await byhand.assert_default_offloads(lab)
+
+    return prepare
 
 
-async def assert_default_offloads(node: Node) -> None:
-    """Every veth and VXLAN device of the host has the features that the kernel gives to a new one."""
-    await node.ip("link add probe0 type veth peer name probe1")
-    await node.ip("link add probe2 type vxlan id 99 dstport 9999 dev probe0")
-    try:
-        plain = {"veth": await _features(node, "probe0"), "vxlan": await _features(node, "probe2")}
-        for kind, expected in plain.items():
-            for link in json.loads(await node.ip(f"-j link show type {kind}")):
-                name = link["ifname"]
-                if not name.startswith("probe"):
-                    assert await _features(node, name) == expected, f"{node.name} {name}: offloads were changed"
-    finally:
-        await node.ip("link delete probe2")
-        await node.ip("link delete probe0")
+def containers(lab: Lab) -> tuple[End, End]:
+    first, second = (End(lab, container(name), lab[name].container_ip()) for name in ("h1", "h2"))
+    return first, second
 
 
-async def _features(node: Node, device: str) -> str:
-    return (await node.exec("ethtool", "-k", device)).out.partition("\n")[2]
+async def lay(stack: contextlib.AsyncExitStack, backends: Sequence[str]) -> list[Path]:
+    """Make the labs, with every path laid."""
+    lab = await stack.enter_async_context(Lab(nodes=2, backend=backends[0], progress=progress))
+    await lab.ready(backend=backends[0])
+    paths = [
+        Path(DIRECT, *await byhand.lay(lab, byhand.ROUTING), nothing),
+        Path(PEER, *await byhand.lay(lab, byhand.TUNNEL), nothing),
+    ]
+    await byhand.assert_default_offloads(lab)
+    paths += [Path(backend, *containers(lab), switch(lab, backend)) for backend in backends]
+    if program := flanneld():
+        paths += [await flannel_path(stack, program, backend) for backend in backends]
+    return paths
 
 
-async def iperf(source: Node, sink: Node, seconds: float, *words: str) -> dict[str, float]:
-    """One iperf3 run between the containers; the sums of its end."""
-    server = await sink.start("iperf3", "-s", "-1", "--forceflush", container=True, stdout=asyncio.subprocess.PIPE)
-    assert server.stdout is not None
-    async with asyncio.timeout(DEADLINE):
-        while b"listening" not in await server.stdout.readline():
-            pass
-    command = ("iperf3", "-c", sink.container_ip(), "-t", f"{seconds:.0f}", "-J", *words)
-    client = await source.exec(*command, container=True, timeout=seconds + DEADLINE)
-    async with asyncio.timeout(DEADLINE):
-        await server.communicate()
-    end = json.loads(client.out)["end"]
-    return dict(end.get("sum_received") or end["sum"]) | {
-        "lost": end["sum"].get("lost_packets", 0) if "sum" in end else 0
-    }
+async def flannel_path(stack: contextlib.AsyncExitStack, program: str, backend: str) -> Path:
+    """Two hosts with flanneld on them."""
+
+    def command(node: Node) -> list[str]:
+        etcd = node.lab.etcd
+        options = [f"--etcd-endpoints={etcd.endpoint}", f"--etcd-prefix={etcd.prefix}", "--iface=eth0", "--ip-masq"]
+        return [program, *options, f"--subnet-file={node.subnet_file}"]
+
+    lab = await stack.enter_async_context(Lab(nodes=2, backend=backend, agent=command, progress=progress))
+    await lab.leased()
+    await lab.attach()
+
+    async def look() -> str:
+        return ", ".join(f"{cell.source} to {cell.target}" for cell in (await lab.ping()).failed)
+
+    await lab.until(look, "flanneld's containers reach each other", FLANNEL_TIMEOUT)
+    return Path(f"flanneld {backend}", *containers(lab), nothing)
 
 
-async def sample(source: Node, sink: Node, seconds: float) -> Sample:
-    one = await iperf(source, sink, seconds)
-    four = await iperf(source, sink, seconds, "-P", "4")
-    rate = await iperf(source, sink, seconds, "-u", "-b", "0", "-l", "64")
-    delivered = max(0.0, rate["packets"] - rate["lost"]) / rate["seconds"]
-    pings = await source.exec("ping", "-i", "0.002", "-c", "500", sink.container_ip(), container=True)
-    times = sorted(float(found) / 1000 for found in re.findall(r"time=([0-9.]+) ms", pings.out))
-    return Sample(
-        one["bits_per_second"] / 1e9,
-        four["bits_per_second"] / 1e9,
-        delivered,
-        times[len(times) // 2],
-        times[len(times) * 99 // 100],
-    )
-
-
-async def measure(backends: Sequence[str], rounds: int, seconds: float) -> dict[str, list[Sample]]:
-    names = (DIRECT, BASELINE, *backends)
-    results: dict[str, list[Sample]] = {name: [] for name in names}
+async def run(backends: Sequence[str], measures: Sequence[str], rounds: int, load: Load) -> dict[str, list[Figures]]:
+    """The figures of every path, round by round."""
+    found: dict[str, list[Figures]] = {}
     async with contextlib.AsyncExitStack() as stack:
-        pairs = {}
-        for name in names:
-            print(f"making {name}", file=sys.stderr)
-            pairs[name] = await stack.enter_async_context(path(name))
-            for node in pairs[name]:
-                await assert_default_offloads(node)
-        for number in range(rounds):
-            for name, (source, sink) in pairs.items():
-                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-                results[name].append(await sample(source, sink, seconds))
-    return results
+        paths = await lay(stack, backends)
+        for number in range(1, rounds + 1):
+            for path in paths:
+                progress(f"round {number} of {rounds}: {path.name}")
+                await path.prepare()
+                figures = {name: await MEASURES[name].take(path.source, path.sink, load) for name in measures}
+                found.setdefault(path.name, []).append(figures)
+    return found
 
 
-def report(results: dict[str, list[Sample]]) -> str:
-    """A Markdown table: medians, and in brackets the median ratio to kernel VXLAN in the same round."""
-    base = results[BASELINE]
-
-    def cell(name: str, field: str, unit: float, form: str) -> str:
-        values = [getattr(s, field) for s in results[name]]
-        ratios = [value / getattr(b, field) for value, b in zip(values, base, strict=True)]
-        return f"{statistics.median(values) * unit:{form}} ({statistics.median(ratios):.2f})"
-
-    lines = [
-        "| path | TCP 1 stream, Gbit/s | TCP 4 streams | 64-byte UDP, k/s | ping p50, us | p99, us |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {cell(name, 'one', 1, '.2f')} | {cell(name, 'four', 1, '.2f')} "
-        f"| {cell(name, 'packets', 1e-3, '.0f')} "
-        f"| {cell(name, 'p50', 1e6, '.0f')} | {cell(name, 'p99', 1e6, '.0f')} |"
-        for name in results
-    ]
-    return "\n".join([*lines, "", "In brackets: the ratio to VXLAN by hand in the same round, median of the rounds."])
+def ratio(found: Mapping[str, list[Figures]], path: str, measure: str, index: int = 0) -> float:
+    """Median of a path's figure in relation to kernel VXLAN's of the same round."""
+    pairs = zip(found[path], found[PEER], strict=True)
+    return statistics.median(own[measure][index] / peer[measure][index] for own, peer in pairs)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--backends", nargs="+", default=["host-gw", "vxlan", "udp"])
-    options = parser.parse_args(arguments)
-    for tool in ("iperf3", "ethtool", "ping"):
-        if shutil.which(tool) is None:
-            sys.exit(f"{tool} is not installed: run make tools")
-    print(report(asyncio.run(measure(options.backends, options.rounds, options.seconds))))
+def report(found: Mapping[str, list[Figures]], measures: Sequence[str], rounds: int) -> str:
+    columns = ["path", *(heading for name in measures for heading, _ in MEASURES[name].figures)]
+    rows = []
+    for path in found:
+        row = [path]
+        for name in measures:
+            for index, (_, form) in enumerate(MEASURES[name].figures):
+                median = statistics.median(figures[name][index] for figures in found[path])
+                row.append(f"{median:{form}} ({ratio(found, path, name, index):.2f})")
+        rows.append(row)
+    if not flanneld():
+        rows.append(["flanneld", *[NOT_GIVEN] * (len(columns) - 1)])
+    above = f"Medians of {rounds} interleaved rounds; in brackets the ratio to {PEER}, median of the rounds' own."
+    return f"{above}\n\n{table(columns, rows)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tests.bench datapath", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2, help="of each stream (whole ones)")
+    parser.add_argument("--pings", type=int, default=2000, help="round trips of each measurement of latency")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    parser.add_argument("--bar", type=float, help="exit status 1 if udp's ratio of one TCP stream is below this")
+    args = parser.parse_args(argv)
+    if args.bar is not None and not ("udp" in args.backends and "tcp1" in args.measures):
+        parser.error("--bar is udp's, with one TCP stream: both must be measured")
+    try:
+        for tool in ("iperf3", "ethtool", "bridge"):
+            find_program(tool)
+        found = asyncio.run(run(args.backends, args.measures, args.rounds, Load(args.seconds, args.pings)))
+    except LabError as error:
+        sys.exit(f"datapath: {error}")
+    print(report(found, args.measures, args.rounds), flush=True)
+    if args.bar is None:
+        return 0
+    reached = ratio(found, "udp", "tcp1")
+    print(f"\nudp, one TCP stream: {reached:.3f} of kernel VXLAN (bar {args.bar})", flush=True)
+    return 0 if reached >= args.bar else 1
+
+
+def main_udp(argv: Sequence[str] | None = None) -> int:
+    """The bar of the udp backend."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    return main(["--backends", "udp", "--measures", "tcp1", "--rounds", "7", "--bar", f"{BAR}", *given])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

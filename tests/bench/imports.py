@@ -1,14 +1,22 @@
-"""What each import costs the agent: CPU seconds and resident memory, each in a fresh process on top of the last.
+"""What each import costs the agent: CPU seconds and resident memory, in fresh processes.
 
-    python -m tests.bench.imports
+    python -m tests.bench imports [--rounds 5]
 
-The order is that in which the agent imports them; the last lines come in only after its first pass.
+"alone" is a process that imports nothing else; "in order" what the module adds where those above it are there
+already, in the order in which the agent has them; "so far" the whole process then. Those marked come in after the
+first pass over the peers, so that they do not delay it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+
+from tests.bench.report import progress, table
 
 MODULES = (
     "asyncio",
@@ -17,38 +25,53 @@ MODULES = (
     "netagent.store.etcd",
     "netagent.agent",
     "netagent.app",
-    "prometheus_client",
-    "aiohttp.web",
-    "netagent.api.server",
+    "backends.vxlan",
 )
+LATER = ("prometheus_client", "aiohttp.web", "netagent.api.server")
 
 PROBE = """
-import sys, time, importlib
-def rss():
-    with open('/proc/self/statm') as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
-for name in sys.argv[1:-1]:
+import importlib, json, sys, time
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
+
+*first, last = sys.argv[1:]
+for name in first:
     importlib.import_module(name)
-before, memory = time.process_time(), rss()
-importlib.import_module(sys.argv[-1])
-print(time.process_time() - before, rss() - memory, rss())
+cpu, memory = time.process_time(), resident()
+importlib.import_module(last)
+print(json.dumps([(time.process_time() - cpu) * 1000, resident() - memory, resident(), time.process_time() * 1000]))
 """
 
 
-def main() -> None:
-    print("| import | CPU, ms | memory, MiB | in all, MiB |\n|---|---|---|---|")
-    for number, name in enumerate(MODULES, 1):
-        command = [sys.executable, "-c", PROBE, *MODULES[: number - 1], name]
-        runs = [
-            [
-                float(word)
-                for word in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            ]
-            for _ in range(3)
-        ]
-        cpu, memory, total = min(runs)
-        print(f"| {name} | {cpu * 1000:.0f} | {memory:.1f} | {total:.1f} |", flush=True)
+def cost(names: Sequence[str], rounds: int) -> list[float]:
+    """Of the last module, with the others there: CPU ms, MiB; of the process: MiB, CPU ms. Medians."""
+    command = [sys.executable, "-c", PROBE, *names]
+    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*runs, strict=True)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="tests.bench imports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args(argv)
+    *_, memory, cpu = cost(["sys"], args.rounds)
+    rows = [["(the interpreter)", f"{cpu:.0f}", f"{memory:.1f}", "", "", f"{memory:.1f}"]]
+    order = [*MODULES, *LATER]
+    for number, name in enumerate(order, 1):
+        progress(f"importing {name}")
+        alone_cpu, alone_memory, *_ = cost([name], args.rounds)
+        added_cpu, added_memory, memory, _ = cost(order[:number], args.rounds)
+        title = f"{name} (after the first pass)" if name in LATER else name
+        row = [title, f"{alone_cpu:.0f}", f"{alone_memory:.1f}", f"{added_cpu:.0f}", f"{added_memory:.1f}"]
+        rows.append([*row, f"{memory:.1f}"])
+    columns = ["import", "alone, CPU ms", "alone, MiB", "in order, CPU ms", "in order, MiB", "so far, MiB"]
+    print(table(columns, rows), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

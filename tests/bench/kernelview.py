@@ -19,11 +19,23 @@ RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
 REQUEST_DUMP = 0x301
 GROUPS = 1 << 6 | 1 << 10 | 1 << 2  # IPv4 routes, IPv6 routes, neighbours (rtnetlink.h: RTMGRP_*)
 GROUP_NEXTHOP = 32
-NUD_PERMANENT, NTF_SELF = 0x80, 0x02
+NUD_PERMANENT, NDA_DST = 0x80, 1
+RTN_UNICAST = 1
+NOT_OURS = frozenset((2, 4))  # rtnetlink.h: RTPROT_KERNEL, RTPROT_STATIC
+
+
+def has_attribute(message: bytes, at: int, kind: int) -> bool:
+    """Whether a message has an attribute, looking from `at` on."""
+    while at + 4 <= len(message):
+        length, found = struct.unpack_from("=HH", message, at)
+        if found == kind:
+            return True
+        at += max(4, (length + 3) & ~3)
+    return False
 
 
 class Counts(NamedTuple):
-    """Objects in the kernel: routes of protocol 110, permanent neighbours, FDB entries of VXLAN, nexthops."""
+    """Objects in the kernel: routes of a daemon, permanent neighbours, FDB entries of VXLAN, nexthops."""
 
     routes: int
     neighbours: int
@@ -46,9 +58,11 @@ class Kernel:
         )
 
     def routes(self) -> int:
-        ask = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 110, 0, 0, 0)
-        # rtm_type at 23: the `unreachable` route of the whole network is not a peer's
-        return sum(message[23] == 1 for message in self._dump(RTM_GETROUTE, ask, RTM_NEWROUTE))
+        """Unicast routes of the main table that neither the kernel nor an administrator made."""
+        ask = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 0, 0, RTN_UNICAST, 0)
+        dump = self._dump(RTM_GETROUTE, ask, RTM_NEWROUTE)
+        # rtm_protocol and rtm_type: the `unreachable` route of the whole network is not a peer's
+        return sum(message[21] not in NOT_OURS and message[23] == RTN_UNICAST for message in dump)
 
     def nexthops(self) -> int:
         return len(self._dump(RTM_GETNEXTHOP, bytes(8), RTM_NEWNEXTHOP))
@@ -57,8 +71,11 @@ class Kernel:
         ask = struct.pack("=BBHiHBB", family, 0, 0, 0, 0, 0, 0)
         count = 0
         for message in self._dump(RTM_GETNEIGH, ask, RTM_NEWNEIGH):
-            state, flags = struct.unpack_from("=HB", message, 24)
-            count += bool(state & NUD_PERMANENT) and (family != socket.AF_BRIDGE or bool(flags & NTF_SELF))
+            (state,) = struct.unpack_from("=H", message, 24)
+            # every device has FDB entries for its own groups; those with a destination are VXLAN's
+            count += bool(state & NUD_PERMANENT) and (
+                family != socket.AF_BRIDGE or has_attribute(message, 28, NDA_DST)
+            )
         return count
 
     def _dump(self, kind: int, body: bytes, answer: int) -> list[bytes]:

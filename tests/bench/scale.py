@@ -1,11 +1,11 @@
 """Control plane at scale: cold start, bursts and single leases with thousands of peers, beside `ip -batch`.
 
-    python -m tests.bench.scale [--leases 1000 5000] [--backends host-gw vxlan udp] [--rounds 3]
+    python -m tests.bench scale [--leases 1000 5000] [--backends host-gw vxlan udp] [--rounds 3]
 
-Everything runs in one network namespace made for it: a veth pair as uplink, a real etcd on its loopback, one agent,
-and leases of foreign flannel nodes put by this program. Peers of the figures: the same kinds of objects put in by
-`ip -batch` in the same run (the floor of what exec'd tools can do), and flanneld when FLANNELD=/path is given.
-Wall times are honest only on a quiet machine; ratios and CPU seconds are what to compare.
+Everything runs in one network namespace made for it (onehost.py): a veth pair as uplink, a real etcd on its loopback,
+one agent, and leases of foreign flannel nodes put by this program. Peers of the figures: the same kinds of objects
+put in by `ip -batch` in the same run (the floor of what exec'd tools can do), and flanneld when FLANNELD=/path is
+given. Wall times are honest only on a quiet machine; ratios and CPU seconds are what to compare.
 """
 
 from __future__ import annotations
@@ -13,144 +13,81 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from netagent.lab.space import LabError, find_program
 from netagent.store.base import Put
 from netagent.store.etcd import EtcdStore
 from tests.bench.kernelview import RTM_NEWNEIGH, RTM_NEWROUTE, Arrivals, Counts, Kernel, ip, usage
-from tests.support.etcd import Etcd, etcd
+from tests.bench.onehost import (
+    CHUNK,
+    LOCAL,
+    Agent,
+    Daemon,
+    Flanneld,
+    chunks,
+    cluster,
+    inside,
+    record,
+    run_inside,
+    wire,
+)
+from tests.bench.report import NOT_GIVEN, flanneld, progress, table
 
-PREFIX = "/coreos.com/network"
-NETWORK = "10.0.0.0/9"
-INSIDE = "NETAGENT_BENCH_INSIDE"
-CHUNK = 128  # etcd's default limit of operations in a transaction
-
-
-def enter() -> None:
-    """Run again inside a network namespace of its own, so that nothing here touches the machine's."""
-    if os.environ.get(INSIDE):
-        return
-    unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
-    argv = [*unshare, sys.executable, "-m", "tests.bench.scale", *sys.argv[1:]]
-    os.execvpe(argv[0], argv, {**os.environ, INSIDE: "1"})
-
-
-def wire() -> None:
-    """Loopback, and an uplink: one end of a veth pair, whose other end is only there for the carrier."""
-    ip("link", "set", "lo", "up")
-    ip(batch="link add eth0 type veth peer name wire0\nlink set wire0 up\nlink set eth0 up\n")
-    ip("address", "add", "192.168.0.1/16", "dev", "eth0")
-    ip("route", "add", "default", "via", "192.168.255.254")
+SINGLES = 50
+GAP = 0.02  # seconds between two single leases
+PATIENCE = 60.0  # seconds for anything of ours
+FLANNEL_PATIENCE = 180.0  # flanneld with host-gw and 5,000 leases: 34 s and more
 
 
-def record(number: int, backend: str) -> tuple[str, bytes]:
-    """Key and value of the foreign lease `number`, as flanneld writes them."""
-    subnet = f"10.{(number >> 8) + 1}.{number & 255}.0"
-    address = f"192.168.{(number + 10) >> 8}.{(number + 10) & 255}"
-    value: dict[str, Any] = {"PublicIP": address, "PublicIPv6": None}
-    if backend != "udp":
-        value["BackendType"] = backend
-    if backend == "vxlan":
-        mac = f"02:00:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
-        value["BackendData"] = {"VNI": 1, "VtepMAC": mac}
-    return f"{PREFIX}/subnets/{subnet}-24", json.dumps(value, separators=(",", ":")).encode()
+class Cold(NamedTuple):
+    """Medians of cold starts, in seconds after process start."""
+
+    wall: float  # until every object of every lease is in the kernel
+    cpu: float  # CPU seconds until then, children included
+    env: float  # until subnet.env is written
 
 
-async def fill(store: EtcdStore, numbers: range, backend: str) -> None:
-    for start in range(numbers.start, numbers.stop, CHUNK):
-        part = range(start, min(start + CHUNK, numbers.stop))
-        await store.txn((), [Put(*record(number, backend)) for number in part])
+class Moving(NamedTuple):
+    """With the cluster in the kernel: seconds from etcd's acknowledgement to the last object, and memory."""
+
+    single: float  # of one lease, median
+    burst: float  # of the last of so many leases in full transactions
+    puts: float  # of the last of so many leases put one by one
+    rss: float  # MiB at rest, before all that, with API and metrics on and asked
 
 
-class Agent:
-    """One `netagent run` in this namespace."""
-
-    def __init__(self, directory: Path, endpoint: str) -> None:
-        self.directory = directory
-        self.endpoint = endpoint
-        self.process: subprocess.Popen[bytes] | None = None
-        self.started = 0.0
-
-    @property
-    def env(self) -> Path:
-        return self.directory / "run" / "subnet.env"
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def start(self) -> None:
-        directory = self.directory
-        argv = [sys.executable, "-m", "netagent", "run", "--etcd-endpoints", self.endpoint, "--node-name", "bench"]
-        argv += ["--state-dir", str(directory / "state"), "--run-dir", str(directory / "run")]
-        argv += ["--subnet-file", str(self.env), "--ip-masq", "--config", os.devnull]
-        self.env.unlink(missing_ok=True)
-        with (directory / "log").open("ab") as log:
-            self.started = time.monotonic()
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-
-    def stop(self) -> None:
-        if self.process is None:
-            return
-        self.process.terminate()
-        self.process.wait(20)
-        self.process = None
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "netagent", "cleanup", "--yes", "--config", os.devnull),
-                *("--state-dir", str(self.directory / "state"), "--run-dir", str(self.directory / "run")),
-            ],
-            check=True,
-            capture_output=True,
-        )
-
-
-def until(what: str, done: Callable[[], bool], timeout: float, pause: float = 0.01) -> float:
-    """time.monotonic() when `done` was first true."""
-    deadline = time.monotonic() + timeout
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout} s")
-        time.sleep(pause)
-    return time.monotonic()
-
-
-def expected(backend: str, peers: int) -> Counts:
-    """What the kernel must hold with so many foreign leases (the agent's own route of its subnet is none of ours)."""
+def expected(backend: str, peers: int, *, nexthops: bool = True) -> Counts:
+    """What the kernel must hold with so many foreign leases."""
     vxlan = peers if backend == "vxlan" else 0
-    return Counts(routes=peers, neighbours=vxlan, fdb=vxlan, nexthops=vxlan)
+    return Counts(routes=peers, neighbours=vxlan, fdb=vxlan, nexthops=vxlan if nexthops else 0)
 
 
-def objects(backend: str, peers: int) -> dict[int, int]:
-    """Notifications that so many new leases cause: a neighbour and an FDB entry are both RTM_NEWNEIGH."""
+def notifications(backend: str, peers: int) -> dict[int, int]:
+    """What the kernel tells of so many new leases: a neighbour and an FDB entry are both RTM_NEWNEIGH."""
     return {RTM_NEWROUTE: peers} | ({RTM_NEWNEIGH: 2 * peers} if backend == "vxlan" else {})
 
 
-def complete(kernel: Kernel, backend: str, peers: int) -> Callable[[], bool]:
-    want = expected(backend, peers)
-
+def complete(kernel: Kernel, want: Counts) -> Callable[[], bool]:
     def done() -> bool:
-        return kernel.routes() >= want.routes and kernel.counts() >= want
+        return kernel.routes() >= want.routes and all(map(int.__ge__, kernel.counts(), want))
 
     return done
 
 
 def elements() -> int:
     """Elements of the set of known peers in our nft table."""
-    listing = subprocess.run(
-        ["nft", "-j", "list", "set", "inet", "netagent", "peers4"], capture_output=True, text=True, check=False
-    )
+    command = ["nft", "-j", "list", "set", "inet", "netagent", "peers4"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
     if listing.returncode:
         return 0
     sets = [entry["set"] for entry in json.loads(listing.stdout)["nftables"] if "set" in entry]
@@ -159,42 +96,24 @@ def elements() -> int:
 
 def batch_floor(backend: str, peers: int) -> float:
     """Seconds that `ip -batch` and `bridge -batch` take for the same kinds of objects on a device made by hand."""
-    numbers = range(peers)
-    subnets = [record(number, backend)[0].rsplit("/", 1)[1].removesuffix("-24") for number in numbers]
-    addresses = [json.loads(record(number, backend)[1])["PublicIP"] for number in numbers]
+    leases = [record(number, backend) for number in range(peers)]
+    subnets = [key.rsplit("/", 1)[1].removesuffix("-24") for key, _ in leases]
+    values = [json.loads(value) for _, value in leases]
+    neighbours = fdb = ""
     if backend == "vxlan":
-        ip(
-            *[
-                "link",
-                "add",
-                "floor0",
-                "type",
-                "vxlan",
-                "id",
-                "99",
-                "dstport",
-                "9999",
-                "local",
-                "192.168.0.1",
-                "dev",
-                "eth0",
-                "nolearning",
-            ]
-        )
-        ip(*["link", "set", "floor0", "up"])
-        routes = "".join(f"route add {s}/24 via {s} dev floor0 onlink\n" for s in subnets)
-        macs = [json.loads(record(number, backend)[1])["BackendData"]["VtepMAC"] for number in numbers]
-        neighbours = "".join(
-            f"neigh add {s} lladdr {m} dev floor0 nud permanent\n" for s, m in zip(subnets, macs, strict=True)
-        )
-        fdb = "".join(f"fdb add {m} dev floor0 dst {a} self\n" for m, a in zip(macs, addresses, strict=True))
+        device = f"link add floor0 type vxlan id 99 dstport 9999 local {LOCAL} dev eth0 nolearning"
+        ip(batch=f"{device}\nlink set floor0 up\n")
+        peer = [(s, v["BackendData"]["VtepMAC"], v["PublicIP"]) for s, v in zip(subnets, values, strict=True)]
+        routes = "".join(f"route add {s}/24 via {s} dev floor0 onlink\n" for s, _, _ in peer)
+        neighbours = "".join(f"neigh add {s} lladdr {m} dev floor0 nud permanent\n" for s, m, _ in peer)
+        fdb = "".join(f"fdb add {m} dev floor0 dst {a} self\n" for _, m, a in peer)
     elif backend == "udp":
-        ip(*["tuntap", "add", "floor0", "mode", "tun"])
-        ip(*["link", "set", "floor0", "up"])
-        routes, neighbours, fdb = "".join(f"route add {s}/24 dev floor0\n" for s in subnets), "", ""
+        ip(batch="tuntap add floor0 mode tun\nlink set floor0 up\n")
+        routes = "".join(f"route add {s}/24 dev floor0\n" for s in subnets)
     else:
-        pairs = zip(subnets, addresses, strict=True)
-        routes, neighbours, fdb = "".join(f"route add {s}/24 via {a} dev eth0\n" for s, a in pairs), "", ""
+        routes = "".join(
+            f"route add {s}/24 via {v['PublicIP']} dev eth0\n" for s, v in zip(subnets, values, strict=True)
+        )
     start = time.monotonic()
     ip(batch=routes)
     if neighbours:
@@ -208,173 +127,157 @@ def batch_floor(backend: str, peers: int) -> float:
     return took
 
 
-@asynccontextmanager
-async def cluster(directory: Path, backend: str, leases: int) -> AsyncIterator[tuple[Etcd, EtcdStore]]:
-    async with etcd() as server:
-        store = EtcdStore([server.endpoint])
-        config = {"Network": NETWORK, "SubnetLen": 24, "Backend": {"Type": backend}}
-        # our own subnet comes from above the foreign ones
-        config["SubnetMin"] = "10.100.0.0"
-        await store.put(f"{PREFIX}/config", json.dumps(config).encode())
-        await fill(store, range(leases), backend)
-        try:
-            yield server, store
-        finally:
-            await store.close()
+@contextmanager
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="netagent-bench-") as name:
+        yield Path(name)
 
 
-async def cold(directory: Path, backend: str, leases: int, rounds: int) -> dict[str, float]:
-    """Process start until every object of every lease is in the kernel; CPU of the agent then."""
+async def cold(
+    make: Callable[[Path, str], Daemon], backend: str, leases: int, rounds: int, want: Counts, patience: float
+) -> Cold:
+    """Start it again and again in a cluster of so many foreign leases."""
     kernel = Kernel()
-    walls, cpus, envs = [], [], []
-    floor = batch_floor(backend, leases)
-    async with cluster(directory, backend, leases) as (server, _store):
-        for _ in range(rounds):
-            agent = Agent(directory, server.endpoint)
-            agent.start()
-            try:
-                done = complete(kernel, backend, leases)
-                end = await asyncio.to_thread(until, "cold start", done, 60)
-                used = usage(agent.pid)
-                if backend != "host-gw":
-                    assert elements() == leases, f"{elements()} of {leases} peers in the firewall's set"
-                env = await asyncio.to_thread(until, "subnet.env", agent.env.exists, 30, 0.001)
-                walls.append(end - agent.started)
-                cpus.append(used.cpu)
-                envs.append(env - agent.started)
-            finally:
-                await asyncio.to_thread(agent.stop)
-    return {
-        "wall": statistics.median(walls),
-        "cpu": statistics.median(cpus),
-        "floor": floor,
-        "ratio": statistics.median(walls) / floor,
-    }
+    found = []
+    with directory() as path:
+        async with cluster(backend, leases) as (server, _):
+            for _ in range(rounds):
+                daemon = make(path, server.endpoint)
+                daemon.start()
+                try:
+                    end = await asyncio.to_thread(daemon.until, "cold start", complete(kernel, want), patience)
+                    used = usage(daemon.pid)
+                    if isinstance(daemon, Agent) and backend != "host-gw":
+                        assert elements() == leases, f"{elements()} of {leases} peers in the firewall's set"
+                    env = await asyncio.to_thread(daemon.until, "subnet.env", daemon.env.exists, patience, 0.001)
+                    found.append(Cold(end - daemon.started, used.cpu, env - daemon.started))
+                finally:
+                    await asyncio.to_thread(daemon.stop)
+    return Cold(*(statistics.median(column) for column in zip(*found, strict=True)))
 
 
-async def changes(directory: Path, backend: str, leases: int) -> dict[str, float]:
-    """With the cluster in the kernel: bursts and single leases, and memory with API and metrics on."""
+async def moving(backend: str, leases: int, burst: int, puts: int) -> Moving:
+    """One agent under changes: single leases, then `burst` in full transactions, then `puts` one by one."""
     kernel, arrivals = Kernel(), Arrivals()
-    result: dict[str, float] = {}
-    async with cluster(directory, backend, leases) as (server, store):
-        agent = Agent(directory, server.endpoint)
-        agent.start()
-        try:
-            await asyncio.to_thread(until, "start", complete(kernel, backend, leases), 60)
-            await asyncio.to_thread(until, "API", (directory / "run" / "netagent.sock").exists, 30)
-            await asyncio.to_thread(status, agent)
-
-            await asyncio.to_thread(scrape, agent)
-            result["rss"] = usage(agent.pid).rss
-
-            singles = []
-            numbers = random.sample(range(leases, leases + 400), 50)
-            for number in numbers:
-                arrivals.drain()
-                await store.put(*record(number, backend))
-                acknowledged = time.monotonic()
-                end = await asyncio.to_thread(arrivals.wait, objects(backend, 1), 10)
-                singles.append(end - acknowledged)
-                await asyncio.sleep(0.02)
-            result["single"] = statistics.median(singles)
-            present = leases + len(numbers)
-
-            first = leases + 1000
-            total = 1024
-            parts = [
-                [Put(*record(number, backend)) for number in range(start, start + CHUNK)]
-                for start in range(first, first + total, CHUNK)
-            ]
-            arrivals.drain()
-            arrived = asyncio.create_task(asyncio.to_thread(arrivals.wait, objects(backend, total), 30))
-            for part in parts:
-                await store.txn((), part)
-            acknowledged = time.monotonic()
-            result["burst"] = max(0.0, await arrived - acknowledged)
-            await asyncio.to_thread(until, "burst", complete(kernel, backend, present + total), 30)
-            present += total
-
-            first = leases + 3000
-            rest = [record(number, backend) for number in range(first, first + 5000)]
-            arrivals.drain()
-            arrived = asyncio.create_task(asyncio.to_thread(arrivals.wait, objects(backend, len(rest)), 60))
-            for key, value in rest:
-                await store.put(key, value)
-            acknowledged = time.monotonic()
-            result["puts"] = max(0.0, await arrived - acknowledged)
-            await asyncio.to_thread(until, "puts", complete(kernel, backend, present + len(rest)), 60)
-        finally:
-            await asyncio.to_thread(agent.stop)
-    return result
-
-
-def status(agent: Agent) -> dict[str, Any]:
-    """Ask the agent over its socket: the API and the metrics are loaded from then on."""
-    out = subprocess.run(
-        [sys.executable, "-m", "netagent", "status", "--json", "--run-dir", str(agent.directory / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return json.loads(out.stdout)  # type: ignore[no-any-return]
-
-
-def scrape(agent: Agent) -> str:
-    """The metrics, once."""
-    from netagent.api.client import Client
-
-    return Client(agent.directory / "run" / "netagent.sock").request("GET", "/metrics").decode()
-
-
-async def empty(directory: Path, backend: str, rounds: int) -> float:
-    """Process start to subnet.env in a cluster without other nodes, median."""
-    times = []
-    async with cluster(directory, backend, 0) as (server, _):
-        for _ in range(rounds):
-            agent = Agent(directory, server.endpoint)
+    with directory() as path:
+        async with cluster(backend, leases) as (server, store):
+            agent = Agent(path, server.endpoint)
             agent.start()
             try:
-                end = await asyncio.to_thread(until, "subnet.env", agent.env.exists, 30, 0.001)
-                times.append(end - agent.started)
+                done = complete(kernel, expected(backend, leases))
+                await asyncio.to_thread(agent.until, "start", done, PATIENCE)
+                await asyncio.to_thread(agent.until, "API", agent.answers, PATIENCE)
+                await asyncio.to_thread(agent.ask)
+                rss = usage(agent.pid).rss
+                singles = []
+                for number in random.sample(range(leases, leases + 8 * SINGLES), SINGLES):
+                    singles.append(await lateness(arrivals, store, backend, [[Put(*record(number, backend))]]))
+                    await asyncio.sleep(GAP)
+                first = leases + 8 * SINGLES
+                parts = chunks(range(first, first + burst), backend)
+                progress(f"{backend}, {leases} leases: {burst} more in {len(parts)} transactions")
+                in_transactions = await lateness(arrivals, store, backend, parts)
+                first += burst
+                parts = [[Put(*record(number, backend))] for number in range(first, first + puts)]
+                progress(f"{backend}, {leases} leases: {puts} more one by one")
+                one_by_one = await lateness(arrivals, store, backend, parts)
+                done = complete(kernel, expected(backend, leases + SINGLES + burst + puts))
+                await asyncio.to_thread(agent.until, "the end", done, PATIENCE)
             finally:
                 await asyncio.to_thread(agent.stop)
-    return statistics.median(times)
+    return Moving(statistics.median(singles), in_transactions, one_by_one, rss)
+
+
+async def lateness(arrivals: Arrivals, store: EtcdStore, backend: str, parts: Sequence[Sequence[Put]]) -> float:
+    """Put new leases, a transaction each part; seconds from etcd's last acknowledgement to the last object."""
+    arrivals.drain()
+    want = notifications(backend, sum(map(len, parts)))
+    arrived = asyncio.create_task(asyncio.to_thread(arrivals.wait, want, PATIENCE))
+    for part in parts:
+        await store.txn((), part)
+    acknowledged = time.monotonic()
+    return max(0.0, await arrived - acknowledged)
 
 
 async def run(args: argparse.Namespace) -> None:
-    print(
-        "| backend | leases | cold s | CPU s | ip -batch s | ratio | 1,024 in 8 txns s | 5,000 puts s "
-        "| one lease ms | RSS MiB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    rows = []
     for backend in args.backends:
         for leases in args.leases:
-            with tempfile.TemporaryDirectory(prefix="nabn-") as name:
-                start = await cold(Path(name), backend, leases, args.rounds)
-            with tempfile.TemporaryDirectory(prefix="nabn-") as name:
-                moving = await changes(Path(name), backend, leases)
-            print(
-                f"| {backend} | {leases} | {start['wall']:.2f} | {start['cpu']:.2f} | {start['floor']:.2f} "
-                f"| {start['ratio']:.2f} | {moving['burst']:.3f} | {moving['puts']:.3f} "
-                f"| {moving['single'] * 1000:.1f} | {moving['rss']:.0f} |",
-                flush=True,
-            )
-    print("\n| backend | start to subnet.env, empty cluster, s |\n|---|---|")
+            progress(f"{backend}, {leases} leases: cold start")
+            floor = batch_floor(backend, leases)
+            want = expected(backend, leases)
+            start = await cold(Agent, backend, leases, args.rounds, want, PATIENCE)
+            row = [
+                backend,
+                f"{leases:,}",
+                f"{start.wall:.2f}",
+                f"{start.cpu:.2f}",
+                f"{start.env:.2f}",
+                f"{floor:.2f}",
+            ]
+            row += [f"{start.wall / floor:.2f}", *await flannel_cells(backend, leases, args.rounds, start)]
+            change = await moving(backend, leases, args.burst, args.puts)
+            row += [f"{change.burst:.3f}", f"{change.puts:.3f}", f"{change.single * 1000:.1f}", f"{change.rss:.0f}"]
+            rows.append(row)
+    columns = ["backend", "leases", "cold s", "CPU s", "subnet.env s", "ip -batch s", "cold to ip -batch"]
+    columns += ["flanneld cold s (CPU s)", "cold to flanneld"]
+    columns += [
+        f"{args.burst:,} in {-(-args.burst // CHUNK)} txns s",
+        f"{args.puts:,} puts s",
+        "one lease ms",
+        "RSS MiB",
+    ]
+    print(table(columns, rows), flush=True)
+
+    rows = []
     for backend in args.backends:
-        with tempfile.TemporaryDirectory(prefix="nabn-") as name:
-            print(f"| {backend} | {await empty(Path(name), backend, args.rounds):.3f} |", flush=True)
+        progress(f"{backend}: start in an empty cluster")
+        start = await cold(Agent, backend, 0, args.rounds, expected(backend, 0), PATIENCE)
+        rows.append([backend, f"{start.env:.3f}"])
+    print(f"\n{table(['backend', 'start to subnet.env, empty cluster, s'], rows)}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+async def flannel_cells(backend: str, leases: int, rounds: int, ours: Cold) -> list[str]:
+    """flanneld's cold start in the same cluster, and the ratio of ours to it."""
+    program = flanneld()
+    if not program:
+        return [NOT_GIVEN, "-"]
+    if backend == "udp":
+        return ["not seen (its table is its own)", "-"]
+    progress(f"{backend}, {leases} leases: cold start of flanneld")
+
+    def make(path: Path, endpoint: str) -> Daemon:
+        return Flanneld(path, endpoint, program)
+
+    want = expected(backend, leases, nexthops=False)
+    theirs = await cold(make, backend, leases, rounds, want, FLANNEL_PATIENCE)
+    return [f"{theirs.wall:.2f} ({theirs.cpu:.2f})", f"{ours.wall / theirs.wall:.2f}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="tests.bench scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--leases", nargs="+", type=int, default=[1000, 5000])
-    parser.add_argument("--backends", nargs="+", default=["host-gw", "vxlan", "udp"])
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    enter()
+    parser.add_argument(
+        "--backends", nargs="+", choices=["host-gw", "vxlan", "udp"], default=["host-gw", "vxlan", "udp"]
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="cold starts; the figures are their medians")
+    parser.add_argument("--burst", type=int, default=1024, help="leases put in full transactions")
+    parser.add_argument("--puts", type=int, default=5000, help="leases put one by one")
+    args = parser.parse_args(given)
+    try:
+        for tool in ("ip", "bridge", "nft", "etcd"):
+            find_program(tool)
+    except LabError as error:
+        sys.exit(f"scale: {error}")
+    if not inside():
+        return run_inside("tests.bench.scale", *given)
     wire()
     asyncio.run(run(args))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
