@@ -17,7 +17,7 @@ from netagent.kernel.base import Op
 from netagent.kernel.fake import FakeHost
 from netagent.model import Address, Key, Link, NextHop, Object, Route
 from netagent.plan.desired import Desired
-from netagent.plan.diff import diff
+from netagent.plan.diff import diff, order
 from netagent.reconcile import FIGHT_WINDOW, RETRY_MAX
 from tests.support.reconciling import ADDRESS, DEVICE, Rig, direct
 
@@ -185,8 +185,9 @@ class Reconciling(RuleBasedStateMachine):
         """Keys that are wanted although what they stand on is not there."""
         probe = FakeHost()
         probe.objects = {key: obj for key, obj in self.host.objects.items() if isinstance(obj, Link | NextHop)}
+        probe.faults, probe.foreign = dict(self.host.faults), dict(self.foreign)
         wanted = [obj for _, obj in self.wishes.items()]
-        return {failure.op.object.key for failure in probe.apply([Op("put", obj) for obj in wanted])}
+        return {failure.op.object.key for failure in probe.apply(sorted((Op("put", o) for o in wanted), key=order))}
 
 
 UNIVERSE_KEYS = {obj.key for obj in UNIVERSE}
