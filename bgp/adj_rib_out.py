@@ -50,8 +50,8 @@ class UpdateGroup:
         self._dump: dict[Family, list[Piece]] = {}
 
     def fill(self, rib: Rib) -> None:
-        """Take in a table as it is: for a new group, whose members have been told nothing yet."""
-        self._dump[rib.family] = self.apply(rib.family, rib.chosen).pieces
+        """Take in a table as it is: for a new group, which has no members yet."""
+        self.apply(rib.family, rib.chosen)
 
     def apply(self, family: Family, changes: Mapping[bytes, Chosen]) -> Batch:
         """Changes of Loc-RIB, as what the members are to be sent."""
@@ -86,8 +86,9 @@ class UpdateGroup:
                 group.append(prefix)
         pieces: list[Piece] = []
         for source, prefixes in gone.items():
-            pieces.append((source, b"".join(encode_withdrawal(family, prefixes))))
-        pieces.extend(self._encode(family, groups))
+            if self._others(source):
+                pieces.append((source, b"".join(encode_withdrawal(family, prefixes))))
+        pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
         if changes:
             self._dump.pop(family, None)
         return Batch(pieces, {source: b"".join(encode_withdrawal(family, some)) for source, some in only.items()})
@@ -107,6 +108,10 @@ class UpdateGroup:
         for prefix, (attributes, source) in self._told.get(family, {}).items():
             if source is not member and prefix not in self.failures:
                 yield prefix, attributes
+
+    def _others(self, source: Source) -> bool:
+        """Whether anybody is to be told of what comes from `source`."""
+        return len(self.members) > (source in self.members)
 
     def _encode(self, family: Family, groups: Mapping[_Told, Iterable[bytes]]) -> Iterator[Piece]:
         for (attributes, source), prefixes in groups.items():

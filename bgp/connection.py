@@ -34,6 +34,9 @@ from bgp.message.codes import OpenError
 LARGE_HOLD_TIME = 240.0
 """Seconds that a peer has for its OPEN (section 8.2.2)."""
 
+_ONLY_HOLD = TABLE[State.ESTABLISHED][Event.UPDATE]
+assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
+
 _SHOWN_STATE_ERROR = {State.OPEN_SENT: 1, State.OPEN_CONFIRM: 2, State.ESTABLISHED: 3}
 
 
@@ -122,16 +125,12 @@ class Down:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateReceived:
-    update: Update
-
-
-@dataclass(frozen=True, slots=True)
 class RefreshRequested:
     family: Family
 
 
-Output = Connect | Send | Close | Established | Down | UpdateReceived | RefreshRequested
+# And each UPDATE as it was decoded.
+Output = Connect | Send | Close | Established | Down | Update | RefreshRequested
 
 
 class Connection:
@@ -162,6 +161,7 @@ class Connection:
         self._reason = ""
         self._received: Notification | None = None
         self._unexpected = 0
+        self._hold_time = 0
         self._retry_at: float | None = None
         self._hold_at: float | None = None
         self._keepalive_at: float | None = None
@@ -236,8 +236,9 @@ class Connection:
                 self._fire(Event.UPDATE, now)
                 return
             update = self._decoder.decode(body)
-            self._fire(Event.UPDATE, now)
-            self._outputs.append(UpdateReceived(update))
+            # What the table says for this pair, without looking it up a hundred thousand times (_ONLY_HOLD).
+            self._hold_at = now + self._hold_time if self._hold_time else None
+            self._outputs.append(update)
         elif kind == MessageType.KEEPALIVE:
             self._fire(Event.KEEPALIVE, now)
         elif kind == MessageType.OPEN:
@@ -270,6 +271,7 @@ class Connection:
             raise _open_error(OpenError.BAD_BGP_IDENTIFIER, "the peer has our own identifier")
         self.received_open = received
         self.negotiated = negotiated = _negotiate(settings, self._own_open(), received, self.direction)
+        self._hold_time = negotiated.hold_time
         attributes = self._decoders(negotiated.as4, negotiated.internal)
         self._decoder = UpdateDecoder(negotiated.families, attributes)
         if on_open(self):
@@ -297,9 +299,8 @@ class Connection:
         was = self.state
         sent: Notification | None = None
         for action in transition.actions:
-            if action is Action.START_HOLD:  # first, because it is what every UPDATE does
-                hold_time = self.negotiated.hold_time if self.negotiated else 0
-                self._hold_at = now + hold_time if hold_time else None
+            if action is Action.START_HOLD:
+                self._hold_at = now + self._hold_time if self._hold_time else None
             elif action is Action.FSM_ERROR or action is Action.NOTIFY:
                 sent = self._fsm_error(was) if action is Action.FSM_ERROR else self._notification
                 self._outputs.append(Send(self.direction, sent.encode()))

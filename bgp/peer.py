@@ -6,7 +6,7 @@ that an operator sees it, and a changed policy needs nothing from the peer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from bgp.connection import Negotiated, Settings
@@ -141,21 +141,19 @@ class Peer:
 
     def judge(
         self, family: Family, prefixes: list[bytes], received: Attributes
-    ) -> Iterator[tuple[list[bytes], Attributes, str]]:
+    ) -> Iterable[tuple[list[bytes], Attributes, str]]:
         """Prefixes with one and the same fate: what counts for them, and why they may not be used (else empty)."""
         refused = self._refused(received)
         policy = self.config.import_policy
         if refused or policy is None:
-            yield prefixes, received, refused
-            return
+            return ((prefixes, received, refused),)
         fates: dict[Attributes | None, list[bytes]] = {}
         for prefix in prefixes:
             fates.setdefault(policy.apply(family, prefix, received), []).append(prefix)
-        for attributes, some in fates.items():
-            if attributes is None:
-                yield some, received, "rejected by the import policy"
-            else:
-                yield some, attributes, ""
+        return [
+            (some, received, "rejected by the import policy") if attributes is None else (some, attributes, "")
+            for attributes, some in fates.items()
+        ]
 
     def _refused(self, attributes: Attributes) -> str:
         """Why the protocol forbids the route; empty when it does not."""

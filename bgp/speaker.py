@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bgp.adj_rib_out import UpdateGroup
-from bgp.connection import Direction, Down, Established, Negotiated, Output, RefreshRequested, UpdateReceived
+from bgp.connection import Direction, Down, Established, Negotiated, Output, RefreshRequested
 from bgp.decision import Metric
 from bgp.export import ExportSettings
 from bgp.fsm import State
@@ -255,8 +255,8 @@ class Speaker:
                 self._hear(peer, output, now)
 
     def _hear(self, peer: Peer, output: Output, now: float) -> None:
-        if isinstance(output, UpdateReceived):
-            self._update(peer, output.update, now)
+        if isinstance(output, Update):
+            self._update(peer, output, now)
             return
         if isinstance(output, RefreshRequested):
             self._dump(peer, output.family)

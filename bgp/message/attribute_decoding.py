@@ -80,7 +80,9 @@ class AttributeDecoder:
         self.as4 = as4
         self.internal = internal
         self._blocks: dict[bytes, Block] = {}
-        self._attributes: dict[bytes, tuple[int, Any]] = {}
+        self._attributes: dict[
+            bytes, tuple[int, Any]
+        ] = {}  # by all their bytes: the place of the value, and the value
         self._decoders = dict(_DECODERS)
         if not as4:
             self._decoders[AttributeType.AS_PATH] = _as_path_of_two
@@ -106,7 +108,7 @@ class AttributeDecoder:
         return read
 
     def _read(self, block: bytes) -> Block:
-        values: dict[int, Any] = {}
+        values = _ABSENT.copy()
         others: list[tuple[int, int, bytes]] = []
         faults: list[Fault] = []
         remembered = self._attributes
@@ -135,7 +137,7 @@ class AttributeDecoder:
                 present |= 1 << kind
             known = remembered.get(whole)
             if known is not None:
-                values[kind] = known[1]
+                values[known[0]] = known[1]
                 continue
             value = block[start:following]
             decoder = self._decoders.get(kind)
@@ -149,44 +151,30 @@ class AttributeDecoder:
             except Withdraw as wrong:
                 faults.append(Fault(kind, True, str(wrong)))
                 if kind in _MULTIPROTOCOL:
-                    values[kind] = value  # its routes are to be withdrawn, so they must be known
+                    values[_PLACES[kind]] = value  # its routes are to be withdrawn, so they must be known
             except Discard as wrong:
                 faults.append(Fault(kind, False, str(wrong)))
             else:
-                values[kind] = decoded
+                place = _PLACES[kind]
+                values[place] = decoded
                 if kind not in _MULTIPROTOCOL:
                     if len(remembered) >= _MEMORY:
                         remembered.clear()
-                    remembered[whole] = (kind, decoded)
+                    remembered[whole] = (place, decoded)
         return self._put_together(values, others, faults, present)
 
     def _put_together(
-        self, values: dict[int, Any], others: list[tuple[int, int, bytes]], faults: list[Fault], present: int
+        self, values: list[Any], others: list[tuple[int, int, bytes]], faults: list[Fault], present: int
     ) -> Block:
-        get = values.get
-        reach, unreach = get(14), get(15)
-        if any(fault.withdraws for fault in faults):
+        reach, unreach, path4, aggregator4 = values[_FIELDS:]
+        if faults and any(fault.withdraws for fault in faults):
             return Block(None, reach, unreach, tuple(faults), present)
-        path = get(2, AsPath())
-        aggregator = get(7)
-        if not self.as4 and (17 in values or 18 in values):
-            path, aggregator = _whole_numbers(path, aggregator, get(17), get(18))
-        others.sort(key=lambda other: other[1])
-        attributes = Attributes(
-            get(1, 0),
-            path,
-            get(3, b""),
-            get(4),
-            get(5),
-            6 in values,
-            aggregator,
-            get(8, ()),
-            get(9, b""),
-            get(10, ()),
-            get(32, ()),
-            tuple(others),
-        )
-        return Block(attributes, reach, unreach, tuple(faults), present)
+        if path4 is not None or aggregator4 is not None:
+            values[1], values[6] = _whole_numbers(values[1], values[6], path4, aggregator4)
+        if others:
+            others.sort(key=lambda other: other[1])
+            values[_FIELDS - 1] = tuple(others)
+        return Block(Attributes._make(values[:_FIELDS]), reach, unreach, tuple(faults), present)
 
     @staticmethod
     def _repeated(kind: int, faults: list[Fault]) -> None:
@@ -369,6 +357,27 @@ _FLAGS: dict[int, int] = {
     AttributeType.AS4_AGGREGATOR: OPTIONAL | TRANSITIVE,
     AttributeType.LARGE_COMMUNITIES: OPTIONAL | TRANSITIVE,
 }
+
+# Where a decoded value goes: the fields of Attributes in their order, then what does not stay as it is.
+_FIELDS = len(Attributes._fields)
+_PLACES: dict[int, int] = {
+    AttributeType.ORIGIN: 0,
+    AttributeType.AS_PATH: 1,
+    AttributeType.NEXT_HOP: 2,
+    AttributeType.MULTI_EXIT_DISC: 3,
+    AttributeType.LOCAL_PREF: 4,
+    AttributeType.ATOMIC_AGGREGATE: 5,
+    AttributeType.AGGREGATOR: 6,
+    AttributeType.COMMUNITIES: 7,
+    AttributeType.ORIGINATOR_ID: 8,
+    AttributeType.CLUSTER_LIST: 9,
+    AttributeType.LARGE_COMMUNITIES: 10,
+    AttributeType.MP_REACH_NLRI: _FIELDS,
+    AttributeType.MP_UNREACH_NLRI: _FIELDS + 1,
+    AttributeType.AS4_PATH: _FIELDS + 2,
+    AttributeType.AS4_AGGREGATOR: _FIELDS + 3,
+}
+_ABSENT: list[Any] = [*Attributes(), None, None, None, None]
 
 _MULTIPROTOCOL = frozenset((AttributeType.MP_REACH_NLRI, AttributeType.MP_UNREACH_NLRI))
 

@@ -389,6 +389,7 @@ def test_a_late_member_is_told_everything() -> None:
 def test_a_route_that_does_not_fit_is_withdrawn_and_said_so() -> None:
     group = UpdateGroup(PEERS[Kind.CLIENT])
     one, two = source("one", Kind.CLIENT), source("two", Kind.CLIENT)
+    group.members.update({one: None, two: None})
     group.apply(V4, {NET: (route(one),)})
     huge = route(one, communities=tuple(range(1020)))
     assert told(group.apply(V4, {NET: (huge,)}).octets(two))[1] == {NET}

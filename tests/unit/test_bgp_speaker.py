@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bgp.connection import Direction, Down, Established, Settings
-from bgp.message import AsPath, Attributes, Capabilities, Family, LocalError, encode_announcement, nlri
+from bgp.message import AsPath, Attributes, Capabilities, Family, LocalError, Update, encode_announcement, nlri
 from bgp.message.attributes import attribute
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
@@ -397,7 +397,7 @@ class Probe:
         self.cluster.network.run(0.5)
 
     def updates(self) -> list[Any]:
-        return [event.update for _, event in self.cluster.network.news[self.name] if hasattr(event, "update")]
+        return self.cluster.network.events(self.name, Update)
 
 
 def test_a_malformed_update_costs_its_routes_and_nothing_else() -> None:
