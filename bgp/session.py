@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bgp.connection import Close, Connection, Direction, Down, Established, Negotiated, Output, Send, Settings
 from bgp.fsm import State
-from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, MessageType, Notification
+from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, MessageType, Notification, Open
 
 _FIRST_IDLE = 1.0
 """Seconds before the first new start after a session broke; doubled with each failure."""
@@ -21,7 +21,8 @@ class Session:
     """Fed with what happens to the peer's TCP connections; `take()` gives what is to be done and what came of it.
 
     `random` gives numbers from 0 to 1 and is where all jitter comes from. `decoders` gives the decoder of attributes
-    for (as4, internal); sessions that share them share the parsed attributes.
+    for (as4, internal); sessions that share them share the parsed attributes. Raises LocalError for settings that
+    do not fit an OPEN.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Session:
         random: Callable[[], float],
         decoders: Callable[[bool, bool], AttributeDecoder] | None = None,
     ) -> None:
+        Open(settings.asn, settings.hold_time, settings.identifier, settings.capabilities).encode()
         self.settings = settings
         self.started = False
         self.last_down: Down | None = None

@@ -291,6 +291,11 @@ def test_only_a_session_that_stands_takes_messages() -> None:
         in_state(State.OPEN_SENT).send(KEEPALIVE)
 
 
+def test_settings_that_fit_no_open_are_refused_at_once() -> None:
+    with pytest.raises(LocalError, match="hold time 2"):
+        Session(Settings(65001, b"\x0a\0\0\1", hold_time=2), half)
+
+
 def test_octets_of_a_connection_that_is_gone_are_dropped() -> None:
     session = in_state(State.ESTABLISHED)
     session.failed(OUT, 1)
