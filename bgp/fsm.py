@@ -11,6 +11,8 @@ DelayOpen, so events 12 and 20 do not exist. Where it departs from the letter:
 - A bad header in Established is answered with its own error (section 6.1), where event 21 stands among "any other".
 - A second OPEN on one connection is an error of the machine. Collisions, for which event 19 stands in OpenConfirm
   and Established, are between two machines (section 6.8) and found in session.py.
+- Whatever leads to Idle stops the ConnectRetryTimer, event 18 in Active too, where the RFC restarts it: session.py
+  plans the new start.
 - ROUTE-REFRESH (RFC 2918) is treated like UPDATE.
 """
 

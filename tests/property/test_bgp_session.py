@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bgp.connection import Close, Connect, Direction, Down, Established, Send, Settings
 from bgp.fsm import State
-from bgp.message import KEEPALIVE, Family, Notification, Open, encode_end_of_rib, encode_route_refresh
+from bgp.message import KEEPALIVE, Family, Framer, Notification, Open, encode_end_of_rib, encode_route_refresh
 from bgp.session import Session
 
 PEER = Open(65002, 9, b"\x0a\0\0\2")
@@ -158,3 +158,37 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            messages,
+            st.binary(max_size=80),
+            st.builds(
+                lambda kind, body: b"\xff" * 16 + (19 + len(body)).to_bytes(2, "big") + bytes((kind,)) + body,
+                st.integers(0, 6),
+                st.binary(max_size=80),
+            ),
+        ),
+        max_size=8,
+    ),
+    st.integers(0, 2),
+)
+def test_no_octets_break_a_session(pieces: list[bytes], progress: int) -> None:
+    """Whatever comes in whatever state: what is answered is a BGP message, and a session that was ended says why."""
+    session = Session(Settings(65001, b"\x0a\0\0\1", 65002), lambda: 0.5)
+    session.start(0)
+    session.connected(0)
+    for data in (PEER.encode(), KEEPALIVE)[:progress]:
+        session.receive(Direction.OUTGOING, data, 0)
+    for piece in pieces:
+        session.receive(Direction.OUTGOING, piece, 1)
+        session.expire(1)
+    for output in session.take():
+        if isinstance(output, Send):
+            assert [kind for kind, _ in Framer().receive(output.data)]
+        elif isinstance(output, Down) and output.was >= State.OPEN_SENT:
+            assert output.reason
+            assert output.sent or output.received
