@@ -87,7 +87,8 @@ class Reconciling(RuleBasedStateMachine):
 
     @rule(obj=one)
     def somebody_changes(self, obj: Object) -> None:
-        if obj.key in self.host.objects and obj.KIND == "route":
+        # Without a nexthop object, so that a kernel would take it at any time.
+        if obj.key in self.host.objects and isinstance(obj, Route) and obj.nexthop is None:
             self.quiet = False
             self.host.meddle_put(obj)
 
