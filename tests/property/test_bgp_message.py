@@ -88,6 +88,7 @@ def decode(messages: list[bytes], *, as4: bool = True) -> list[Update]:
     return updates
 
 
+@settings(deadline=None)
 @given(attributes_values, st.lists(prefix(Family.IPV4), min_size=1, max_size=20))
 def test_announcements_of_ipv4(attributes: Attributes, prefixes: list[bytes]) -> None:
     updates = decode(encode_announcement(Family.IPV4, attributes, prefixes, as4=True))
@@ -96,6 +97,7 @@ def test_announcements_of_ipv4(attributes: Attributes, prefixes: list[bytes]) ->
     assert {got for update in updates for _, _, got in update.announced} == {attributes}
 
 
+@settings(deadline=None)
 @given(attributes_values, st.binary(min_size=16, max_size=16), st.lists(prefix(Family.IPV6), min_size=1, max_size=20))
 def test_announcements_of_ipv6(attributes: Attributes, hop: bytes, prefixes: list[bytes]) -> None:
     attributes = attributes._replace(next_hop=b"\x20" + hop[1:])
@@ -104,6 +106,7 @@ def test_announcements_of_ipv6(attributes: Attributes, hop: bytes, prefixes: lis
     assert {got for update in updates for _, _, got in update.announced} == {attributes}
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=20), st.none() | st.tuples(numbers, octets))
 def test_a_path_survives_a_session_of_two_octets(path: list[int], aggregator: tuple[int, bytes] | None) -> None:
     attributes = Attributes(0, AsPath.sequence(*path), b"\x0a\0\0\1", aggregator=aggregator)
@@ -112,6 +115,7 @@ def test_a_path_survives_a_session_of_two_octets(path: list[int], aggregator: tu
     assert got == attributes
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Family), st.data())
 def test_withdrawals(family: Family, data: st.DataObject) -> None:
     prefixes = data.draw(st.lists(prefix(family), min_size=1, max_size=600))
@@ -119,6 +123,7 @@ def test_withdrawals(family: Family, data: st.DataObject) -> None:
     assert [p for update in updates for _, some in update.withdrawn for p in some] == prefixes
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Family), st.data())
 def test_prefixes_as_text(family: Family, data: st.DataObject) -> None:
     wire = data.draw(prefix(family))
@@ -147,12 +152,14 @@ opens = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(opens)
 def test_open(message: Open) -> None:
     ((_, body),) = Framer().receive(message.encode())
     assert decode_open(body) == message
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.integers(0, 255), st.binary(max_size=4075))
 def test_notification(code: int, subcode: int, data: bytes) -> None:
     message = Notification(code, subcode, data)
@@ -164,7 +171,7 @@ def test_notification(code: int, subcode: int, data: bytes) -> None:
 # ---------------------------------------------------------------------------------- an independent decoder
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(opens)
 def test_scapy_reads_our_open(message: Open) -> None:
     read = BGPHeader(message.encode())
@@ -179,7 +186,7 @@ def test_scapy_reads_our_open(message: Open) -> None:
     assert (first.code, first.afi) == (1, message.capabilities.families[0].afi)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(numbers, st.integers(3, 65535), st.lists(st.sampled_from(Family), min_size=1, unique=True))
 def test_we_read_scapys_open(asn: int, hold_time: int, families: list[Family]) -> None:
     parameters = [
@@ -192,7 +199,7 @@ def test_we_read_scapys_open(asn: int, hold_time: int, families: list[Family]) -
     assert got == Open(asn, hold_time, b"\x0a\0\0\1", Capabilities(tuple(families)))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(attributes_values, st.lists(prefix(Family.IPV4).filter(lambda wire: wire[0]), min_size=1, max_size=5))
 def test_scapy_reads_our_update(attributes: Attributes, prefixes: list[bytes]) -> None:
     """Of the default route scapy loses what follows, so there is none here."""
@@ -229,11 +236,13 @@ def harmless(data: bytes) -> None:
                     assert len(attributes.next_hop) in ((4,) if family is Family.IPV4 else (16, 32))
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=4, max_size=200))
 def test_no_update_breaks_the_decoder(data: bytes) -> None:
     harmless(data)
 
 
+@settings(deadline=None)
 @given(attributes_values, st.data())
 def test_no_change_to_an_update_breaks_the_decoder(attributes: Attributes, data: st.DataObject) -> None:
     body = bytearray(encode_announcement(Family.IPV4, attributes, [b"\x18\x0a\x01\x02"], as4=True)[0][19:])
@@ -242,6 +251,7 @@ def test_no_change_to_an_update_breaks_the_decoder(attributes: Attributes, data:
     harmless(bytes(body))
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=10, max_size=120))
 def test_no_open_breaks_the_decoder(data: bytes) -> None:
     for body in (data, b"\x04" + data[1:9] + bytes((len(data) - 10,)) + data[10:]):
@@ -252,11 +262,13 @@ def test_no_open_breaks_the_decoder(data: bytes) -> None:
             assert error.reason
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=4, max_size=4))
 def test_no_route_refresh_breaks_the_decoder(data: bytes) -> None:
     assert decode_route_refresh(data) in (*Family, None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_no_stream_breaks_the_framer(pieces: list[bytes]) -> None:
     framer = Framer()

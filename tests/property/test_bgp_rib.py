@@ -43,6 +43,7 @@ def rank(route: Route) -> tuple[int, int, int]:
     return -(100 if local_pref is None else local_pref), len(numbers), route.attributes.origin
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(SOURCES), attributes_values), min_size=1, max_size=6), st.permutations(SOURCES)
 )
@@ -57,7 +58,7 @@ def test_the_choice_does_not_depend_on_the_order(said: list[tuple[Source, Attrib
         assert len({cost(route.attributes.next_hop) for route in chosen}) == 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(changes, max_size=30))
 def test_a_table_is_what_its_sources_last_said(said: list[tuple[Source, str, list[bytes], Attributes]]) -> None:
     rib = Rib(V4, cost)
@@ -92,7 +93,7 @@ def test_a_table_is_what_its_sources_last_said(said: list[tuple[Source, str, lis
         assert set(rib.received(source)) == {prefix for owner, prefix in model if owner is source}
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(changes, max_size=30), st.sets(st.integers(0, 30)))
 def test_every_member_knows_what_it_should(
     said: list[tuple[Source, str, list[bytes], Attributes]], joins: set[int]
