@@ -241,7 +241,10 @@ class Agent:
         One that no longer holds our subnet, or whose backend cannot be used, changes nothing: the last one stays.
         """
         network = self.leasing.network
-        if network is None or network in (self.network, self._refused):
+        if network is not None and network == self.network:
+            self.network_error, self._refused = "", None  # a refused one was taken back
+            return False
+        if network is None or network == self._refused:
             return False
         self._refused = network
         try:

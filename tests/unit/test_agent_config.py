@@ -75,6 +75,8 @@ async def test_a_bad_configuration_leaves_the_last_good_one_in_force(tmp_path: P
         await put_peer(cluster, "10.5.200.0-24")
         await until(lambda: routed(agent, "10.5.200.0/24"), "a new peer is reached by the last good one")
         assert device(agent) == before
+        await put_config(cluster, VXLAN)
+        await until(lambda: agent.status().network.valid, "the good one is back")
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
