@@ -47,7 +47,7 @@ DEPENDENTS: dict[str, tuple[str, ...]] = {
 
 
 class Failing(msgspec.Struct):
-    """An object that the kernel refuses."""
+    """An object that the kernel refuses, or that waits because somebody else fights over it (`contested`)."""
 
     object: Object
     verb: str
@@ -57,6 +57,7 @@ class Failing(msgspec.Struct):
     since: float  # time.time()
     attempts: int
     retry: float  # of the clock
+    contested: bool = False
 
 
 class Drift(NamedTuple):
@@ -65,7 +66,6 @@ class Drift(NamedTuple):
     at: float  # time.time()
     kind: str
     what: str
-    seconds: float  # from the hint to the repair
 
 
 class Row(NamedTuple):
@@ -113,7 +113,7 @@ class Reconciler:
         self._pending: dict[Key, None] = {}
         self._stale: set[Key] = set()
         self._keep_stale = True
-        self._dirty: dict[str, float] = {}
+        self._dirty: set[str] = set()
         self._failing: dict[Key, Failing] = {}
         self._repairs: dict[Key, list[float]] = {}  # by the clock, the last few of each key
         self._waits: dict[Key, float] = {}  # seconds that the next repair of a key waits that is fought over
@@ -138,16 +138,14 @@ class Reconciler:
 
     def invalidate(self, kinds: Collection[str] = KINDS) -> None:
         """Dump these kinds and repair what differs."""
-        now = self._clock()
-        for kind in kinds:
-            self._dirty.setdefault(kind, now)
+        self._dirty.update(kinds)
         self._stir()
 
     def retry(self) -> None:
         """Something changed that may be what failing objects wait for: try them now."""
         now = self._clock()
         for failing in self._failing.values():
-            if failing.errno != errno.EAGAIN:  # a fight is not won by haste
+            if not failing.contested:  # a fight is not won by haste
                 failing.retry = now
         if self._failing:
             self._stir()
@@ -292,7 +290,7 @@ class Reconciler:
         """What failed may succeed now: it is due."""
         now = self._clock()
         for key, failing in self._failing.items():
-            if failing.object.KIND in kinds and failing.errno != errno.EAGAIN and key not in but:
+            if failing.object.KIND in kinds and not failing.contested and key not in but:
                 failing.retry = now
 
     def _fail(self, key: Key, failure: Failure) -> None:
@@ -340,10 +338,9 @@ class Reconciler:
             if change.kind == "accept":
                 self.others_changed.set()
             failing = None if change.key is None else self._failing.get(change.key)
-            if failing is not None and failing.errno != errno.EAGAIN:
+            if failing is not None and not failing.contested:
                 failing.retry = now  # what was in the way may be gone
-            for kind in (change.kind, *DEPENDENTS.get(change.kind, ())):
-                self._dirty.setdefault(kind, now)
+            self._dirty.update((change.kind, *DEPENDENTS.get(change.kind, ())))
         if self._dirty:
             self._stir()
 
@@ -354,16 +351,15 @@ class Reconciler:
                 del self._known[key]
                 if key in self._desired:
                     self._pending[key] = None
-        self._dirty.update(dict.fromkeys(DEPENDENTS["link"], self._clock()))
+        self._dirty.update(DEPENDENTS["link"])
 
     def _verify(self) -> None:
         """Dump what is dirty; what differs from what we wrote was changed by somebody else."""
-        dirty, self._dirty = self._dirty, {}
+        dirty, self._dirty = self._dirty, set()
         wanted = [obj for obj in self._desired.values() if obj.KIND in dirty]
         actual = {obj.key: obj for obj in self._dump(list(dirty), wanted)}
         now = self._clock()
-        for kind in self._unread:
-            dirty.pop(kind, None)  # not read: nothing is known of it
+        dirty.difference_update(self._unread)  # not read: nothing is known of it
         for key in [key for key in self._repairs if self._calm(key, now)]:
             del self._repairs[key]
             self._waits.pop(key, None)
@@ -376,7 +372,7 @@ class Reconciler:
                 else:
                     self._known[key] = have
                 if key in self._desired:
-                    self._drifted(key, known, have, dirty[known.KIND], now)
+                    self._drifted(key, known, have, now)
         for key, obj in actual.items():
             if key not in self._known:
                 self._known[key] = obj
@@ -409,11 +405,11 @@ class Reconciler:
         """Whether somebody else has left the key alone for so long that it is trusted again."""
         return now - self._repairs[key][-1] > FIGHT_WINDOW + 2 * self._waits.get(key, 0.0)
 
-    def _drifted(self, key: Key, known: Object, have: Object | None, heard: float, now: float) -> None:
+    def _drifted(self, key: Key, known: Object, have: Object | None, now: float) -> None:
         done = "removed" if have is None else "changed"
         what = f"{known.KIND} {describe(known)} was {done} by somebody else"
         self._drift_count += 1
-        self._drifts.append(Drift(time.time(), known.KIND, what, now - heard))
+        self._drifts.append(Drift(time.time(), known.KIND, what))
         earlier = self._repairs.get(key, [])
         repairs = [at for at in earlier if now - at <= FIGHT_WINDOW][1 - 2 * FIGHT_AFTER :]
         repairs.append(now)
@@ -432,6 +428,7 @@ class Reconciler:
                 time.time(),
                 len(repairs),
                 now + wait,
+                contested=True,
             )
         else:
             self._pending[key] = None
@@ -481,7 +478,7 @@ class Reconciler:
         """What cannot be installed, or does not stay so, for an operator."""
         fought = [key for key in self._waits if not self._calm(key, self._clock())]
         found = [_contested(want) for key in fought if (want := self._desired.get(key)) is not None]
-        found += [_refused(failing) for failing in self._failing.values() if failing.errno != errno.EAGAIN]
+        found += [_refused(failing) for failing in self._failing.values() if not failing.contested]
         return found[:FINDINGS_MAX]
 
     def failure(self, key: Key) -> Failing | None:
