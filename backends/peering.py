@@ -29,12 +29,17 @@ def endpoint_problem(node: Node, lease: Lease, family: Family) -> Finding | None
             remedy=f"give that node an IPv{family} address, or set {flag} for its agent",
         )
     if endpoint == node.endpoint(family):
-        return Finding(
-            code="peer-same-address",
-            subject=lease.key,
-            severity="error",
-            message=f"{lease.label} announces this node's own address {endpoint}: no path to it",
-            evidence=f"{field} of {lease.key} is {endpoint}, which {node.name} announces too",
-            remedy="on one of the two choose the right interface (--iface-can-reach) or set --public-ip",
-        )
+        return same_address(node, lease, endpoint)
     return None
+
+
+def same_address(node: Node, lease: Lease, address: str) -> Finding:
+    """The peer announces our own address: what we would send to it would come back."""
+    return Finding(
+        code="peer-same-address",
+        subject=lease.key,
+        severity="error",
+        message=f"{lease.label} announces this node's own address {address}: no path to it",
+        evidence=f"{lease.key} has {address}, which {node.name} announces too",
+        remedy="on one of the two choose the right interface (--iface-can-reach) or set --public-ip",
+    )

@@ -140,19 +140,8 @@ def entry_of(context: Context, lease: Lease) -> Entry | Finding:
             remedy="give that node an address in this node's family, or set --public-ip for its agent",
         )
     if own := set(endpoints) & {node.public_ip, node.public_ip6}:
-        return _same_address(node, lease, sorted(own)[0] or "")
+        return peering.same_address(node, lease, sorted(own)[0] or "")
     return Entry(lease.key, subnets, endpoints)
-
-
-def _same_address(node: Node, lease: Lease, address: str) -> Finding:
-    return Finding(
-        code="peer-same-address",
-        subject=lease.key,
-        severity="error",
-        message=f"{lease.label} announces this node's own address {address}: no path to it",
-        evidence=f"{lease.key} has {address}, which {node.name} announces too",
-        remedy="on one of the two choose the right interface (--iface-can-reach) or set --public-ip",
-    )
 
 
 def _addresses(node: Node) -> str:
