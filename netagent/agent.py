@@ -146,7 +146,7 @@ class Agent:
         self._findings["snapshot"] = change.findings
         if self.cluster.network is not None:
             log.warning("etcd does not answer yet: going on with the records of an earlier run")
-            self.source, self.snapshot_time = "snapshot", self.snapshot.age()
+            self.source, self.snapshot_time = "snapshot", self.snapshot.written()
             self.leasing.presume()
         self._take(change)
 
@@ -180,7 +180,7 @@ class Agent:
         self.reconciler.release_stale()
 
     async def _inspect(self) -> None:
-        """Look for what on this host hinders the network's traffic, now and then and when facts change."""
+        """Look for what on this host hinders the traffic: now and then, and when others' firewalls change."""
         await self.first_pass.wait()
         while True:
             await self._look_around()
@@ -212,7 +212,6 @@ class Agent:
 
     def _take(self, change: ClusterChange) -> None:
         """Plan what a change of the cluster's records asks for: all of it, or the leases that changed."""
-        self._findings["cluster"] = self.cluster.findings()
         self.leasing.observe(change)
         whole = self._consider_network() or change.whole
         if change.withheld:
@@ -420,6 +419,7 @@ class Agent:
 
     def findings(self) -> Iterator[Finding]:
         """All that was found, by whoever found it."""
+        yield from self.cluster.findings()
         for found in self._findings.values():
             yield from found
         yield from self.leasing.findings

@@ -36,7 +36,7 @@ class SnapshotFile:
             log.warning("snapshot %s: %s", self.path, error)
             return None
 
-    def age(self) -> float:
+    def written(self) -> float:
         """When it was written, in unix seconds; 0.0 if that cannot be told."""
         try:
             return self.path.stat().st_mtime

@@ -40,6 +40,7 @@ NEXTHOP_IDS = (0x6E000000, 1 << 20)  # first and count
 FIREWALL = frozenset(("nft", "element"))
 SETTINGS = frozenset(("sysctl", "offload"))
 PLACES = frozenset(("accept",))
+ROUTING = BULK | {"link", "address"}  # what rtnetlink keeps
 
 _DATAGRAMS = 512  # of events between two breaths of the event loop
 
@@ -139,7 +140,8 @@ class LinuxHost:
         wanted = list(wanted)
         objects: list[Object] = []
         try:
-            links = self._links.dump()
+            if not ROUTING.isdisjoint(kinds):
+                links = self._links.dump()  # whose device is whose decides what is ours
             if "link" in kinds:
                 objects += links
             if "address" in kinds:
