@@ -174,7 +174,7 @@ class Planning:
                 self.runners[name].configure(context)
             else:
                 self.runners[name] = runner = Runner(backend, self._port(name))
-                runner.start(context, {}, nodes)
+                runner.start(context, nodes)
         for name in self.runners.keys() - standing.keys():
             self._background(self.runners.pop(name).end(), f"end {name}")
 

@@ -77,14 +77,14 @@ class Runner:
         """Whether the backend has a service at all."""
         return self._service is not None
 
-    def start(self, context: Context, peers: Mapping[str, Lease], nodes: Mapping[str, NodeRecord]) -> None:
-        """Make the service, if the backend has one, tell it what there is, and run it as a task."""
+    def start(self, context: Context, nodes: Mapping[str, NodeRecord]) -> None:
+        """Make the service, if the backend has one, and run it as a task. Its peers are told by `peers`."""
         service = self.backend.service(context, self.port)
         if service is None:
             return
         service.configure(context)
         service.nodes(nodes)
-        service.peers(peers, (), whole=True)
+        service.peers({}, (), whole=True)
         self._service = service
         self._task = asyncio.create_task(self._keep(service), name=f"service {self.backend.name}")
 
@@ -92,9 +92,9 @@ class Runner:
         if self._service is not None:
             self._service.configure(context)
 
-    def peers(self, changed: Mapping[str, Lease], removed: Iterable[str], *, whole: bool = False) -> None:
+    def peers(self, changed: Mapping[str, Lease], removed: Iterable[str]) -> None:
         if self._service is not None:
-            self._service.peers(changed, removed, whole=whole)
+            self._service.peers(changed, removed, whole=False)
 
     def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:
         if self._service is not None:

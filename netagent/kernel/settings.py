@@ -110,14 +110,6 @@ class Settings:
 
     # ------------------------------------------------------------------------------------------- read
 
-    def values(self, names: Iterable[str]) -> dict[str, str]:
-        """Present values of sysctls by name; those that do not exist are left out."""
-        found: dict[str, str] = {}
-        for name in names:
-            with contextlib.suppress(OSError):
-                found[name] = self._read_sysctl(name)
-        return found
-
     def dump(self, kinds: Collection[str], wanted: Iterable[Object] = ()) -> list[Object]:
         """Present values of the settings in `wanted` and in the journal; those that do not exist are left out."""
         asked: dict[Key, Sysctl | Offload] = {obj.key: obj for obj in self._journalled()}
