@@ -187,8 +187,16 @@ class Links:
         self._send(wire.change(link.name, up=True))
 
     def _settle(self, name: str) -> None:
-        """Nothing that others announce, and no address of the kernel's own making, has a place on our devices."""
+        """Nothing that others announce, and no address of the kernel's own making, has a place on our devices.
+
+        Strict reverse path filtering goes before the device comes up: while a backend changes, packets arrive on it
+        whose way back still leads elsewhere (RFC 3704; 2 is loose, and the kernel uses the larger of `all` and this).
+        """
         self._netlink.transact([wire.no_made_up_address(name)])
+        filters = Path("/proc/sys/net/ipv4/conf")
+        with contextlib.suppress(OSError):
+            if max(int((filters / dev / "rp_filter").read_text()) for dev in ("all", name)) == 1:
+                (filters / name / "rp_filter").write_text("2")
         with contextlib.suppress(OSError):  # no IPv6 in the kernel, or none on a device with so small an MTU
             Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
 

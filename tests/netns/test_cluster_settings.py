@@ -55,6 +55,4 @@ async def test_a_change_of_backend_under_strict_filtering() -> None:
             for backend in ("host-gw", "udp", "vxlan"):
                 await lab.set_backend(backend)
                 await lab.ready(backend=backend)
-        # A device's filter is loosened just after it is made: on a loaded machine a few packets come in between.
-        assert flow.gap < 1.0
-        assert (await lab.ping(hosts=True)).ok
+        assert flow.lost == 0
