@@ -17,7 +17,7 @@ from netagent.store.base import Health
 from netagent.store.connection import Connection, grpc, pb
 from netagent.store.diagnose import Diagnosis, diagnose
 from netagent.store.endpoints import TLS, Endpoint
-from netagent.store.grpc_errors import elsewhere, store_error
+from netagent.store.grpc_errors import broken, elsewhere, store_error
 
 _SHARE = 2.0  # seconds that one endpoint has to connect, where there are several
 _DIAGNOSE_AGAIN = 10.0  # seconds for which the reason of a failed handshake is believed
@@ -165,11 +165,11 @@ class Dialler:
             since=known.since if known.connected else time.time(),
         )
 
-    def failed(self, connection: Connection, code: str, error: StoreError) -> None:
+    def failed(self, connection: Connection, code: str, error: StoreError, details: str = "") -> None:
         """Note what a failed call says of the connection, and leave it where another may do better."""
         if elsewhere(code):
             in_use = self._current is None or self._current is connection
-            if self.several or not connection.alive:
+            if self.several or broken(code, details) or not connection.alive:
                 self.leave(connection)
             if in_use:
                 self._down(str(error))

@@ -175,10 +175,10 @@ class EtcdStore:
                         if reply.events:
                             following = reply.events[-1].kv.mod_revision + 1
                         yield Batch(following - 1, tuple(map(event_of, reply.events)))
-                    error = cancel_reason(reply, connection.name)
+                    error, details = cancel_reason(reply, connection.name), ""
                     code = "CANCELLED" if isinstance(error, StoreUnavailable) else "PERMISSION_DENIED"
                 except StoreUnavailable as silence:
-                    code, error = "DEADLINE_EXCEEDED", silence
+                    code, error, details = "DEADLINE_EXCEEDED", silence, ""
                 except grpc.aio.AioRpcError as failure:
                     code, details = failure.code().name, failure.details() or ""
                     error = store_error(code, details, write=False, where=connection.name, timeout=self._timeout)
@@ -187,7 +187,7 @@ class EtcdStore:
             # etcd 3.4 reports an expired token on a watch as "permission denied"
             denied = isinstance(error, StoreAuthError | StorePermissionDenied)
             if not (denied and self._user and not authenticated):
-                self._dialler.failed(connection, code, error)
+                self._dialler.failed(connection, code, error, details)
                 raise error
             authenticated = True
             self._forget(token)
@@ -226,7 +226,7 @@ class EtcdStore:
                 self._forget(token)
                 continue
             error = store_error(code, details, write=write, where=connection.name, timeout=allowed)
-            self._dialler.failed(connection, code, error)
+            self._dialler.failed(connection, code, error, details)
             again = elsewhere(code) and (not write or not_carried_out(code, details))
             if moved or not again or self._dialler.uses(connection) or deadline - loop.time() < 0.01:
                 raise error
@@ -282,7 +282,7 @@ class EtcdStore:
                     self._token = ""
                     return ""
                 error = store_error(code, details, write=False, where=connection.name, timeout=left)
-                self._dialler.failed(connection, code, error)
+                self._dialler.failed(connection, code, error, details)
                 raise error from None
             self._token = str(reply.token)
             return self._token

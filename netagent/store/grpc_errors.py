@@ -26,6 +26,7 @@ _NOT_SENT = (
     "etcdserver: no leader",
     "etcdserver: not capable",
 )
+_BROKEN = "Stream removed"  # gRPC's words
 # The token has expired or the member has restarted; none was sent; users or roles have changed since.
 _TOKEN = ("invalid auth token", "user name is empty", "revision of auth store is old")
 
@@ -45,6 +46,11 @@ def not_carried_out(code: str, details: str) -> bool:
 def elsewhere(code: str) -> bool:
     """May another member answer what this one could not?"""
     return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL", "CANCELLED")
+
+
+def broken(code: str, details: str) -> bool:
+    """Is the connection gone under the call? gRPC's own state of the channel may lag behind that."""
+    return code != "DEADLINE_EXCEEDED" and details.startswith(_BROKEN)
 
 
 def store_error(code: str, details: str, *, write: bool, where: str, timeout: float) -> StoreError:
@@ -86,8 +92,8 @@ def store_error(code: str, details: str, *, write: bool, where: str, timeout: fl
         )
     if code == "DEADLINE_EXCEEDED":
         text = f"no answer within {timeout:.3g} s"
-    elif details.startswith("Stream removed"):
-        text = f"the connection broke{details.removeprefix('Stream removed')}"
+    elif broken(code, details):
+        text = f"the connection broke{details.removeprefix(_BROKEN)}"
     elif "no leader" in details or "timed out" in details:
         text = f"{text}: the cluster has no quorum, or is overloaded"
     elif not elsewhere(code):
