@@ -125,7 +125,10 @@ class Service(Protocol):
         ...
 
     def peers(self, changed: Mapping[str, Lease], removed: Iterable[str], *, whole: bool) -> None:
-        """Leases by key that are new or changed, keys that went. `whole`: `changed` is all there is."""
+        """Leases by key that are new or changed, keys that went. `whole`: `changed` is all there is.
+
+        Leases of every backend: while the cluster moves, a peer may send by this one before its record says so.
+        """
         ...
 
     def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:

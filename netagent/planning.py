@@ -185,27 +185,24 @@ class Planning:
         composer = self.composer
         assert composer is not None
         names = {standing.backend.name for standing in composer.standing}
-        told: dict[str, dict[str, Lease]] = {}
+        told: dict[str, Lease] = {}
         followers: dict[str, list[tuple[Lease, compose.Peer]]] = {}
         for lease in leases:
             peer = self._planned(composer, lease)
+            told[lease.key] = lease
             state = self.states.get(lease.key)
             if state is None:
-                self.states[lease.key] = state = PeerState(peer)
-                moved = False
-            else:
-                before = state.plan
-                if peer.keep and before.objects and before.backend in names:
-                    state.plan = before._replace(findings=peer.findings)
-                    continue
-                moved = bool(before.objects) and before.backend != peer.backend
-                state.plan = peer
-            runner = self.runners.get(peer.backend)
-            if runner is not None and runner.serves:
-                told.setdefault(peer.backend, {})[lease.key] = lease
-                if moved:
-                    followers.setdefault(peer.backend, []).append((lease, peer))
-                    continue
+                self.states[lease.key] = PeerState(peer)
+                self._put(lease, peer)
+                continue
+            before = state.plan
+            if peer.keep and before.objects and before.backend in names:
+                peer = before._replace(findings=peer.findings)
+            state.plan = peer
+            if before.objects and before.backend != peer.backend and self._serves(peer.backend):
+                # It goes on by the old way, with the guard of the new one open to it.
+                followers.setdefault(peer.backend, []).append((lease, peer))
+                peer = before
             self._put(lease, peer)
         self._tell(told, gone)
         for name, moving in followers.items():
@@ -225,14 +222,18 @@ class Planning:
             objects = (*objects, *hostplan.peer_elements(lease))
         self._reconciler.put(f"peer/{lease.key}", objects, RANK_PEER)
 
-    def _tell(self, told: Mapping[str, dict[str, Lease]], gone: Iterable[str]) -> None:
-        """Tell services of their peers. A peer that moved elsewhere stays known: it may not have followed yet."""
+    def _serves(self, backend: str) -> bool:
+        runner = self.runners.get(backend)
+        return runner is not None and runner.serves
+
+    def _tell(self, told: Mapping[str, Lease], gone: Iterable[str]) -> None:
+        """Tell every service of every lease: a peer may send by a backend before its record says so, and after."""
         removed = [key for key in gone if self.states.pop(key, None) is not None]
         for key in removed:
             self._reconciler.drop(f"peer/{key}")
-        for name, runner in self.runners.items():
-            if removed or name in told:
-                runner.peers(told.get(name, {}), removed)
+        for runner in self.runners.values():
+            if told or removed:
+                runner.peers(told, removed)
 
     async def _follow(self, runner: Runner, moving: list[tuple[Lease, compose.Peer]]) -> None:
         """The routes of peers that moved, once the service has them."""

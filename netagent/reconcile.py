@@ -466,6 +466,10 @@ class Reconciler:
         want = self._desired.get(key)
         return want is not None and satisfied(want, self._known.get(key))
 
+    def in_place(self, obj: Object) -> bool:
+        """Whether this very object is in the kernel: not another under its key that is wanted at present."""
+        return satisfied(obj, self._known.get(obj.key))
+
     def present(self, key: Key) -> Object | None:
         """What we believe is in the kernel under the key."""
         return self._known.get(key)

@@ -269,7 +269,7 @@ def _peer_state(
         failure = reconciler.failure(obj.key)
         if failure is not None:
             return "unreachable", f"{describe(obj)}: {failure.message}"
-    if not all(reconciler.installed(obj.key) for obj in planned):
+    if not all(reconciler.in_place(obj) for obj in planned):
         return "pending", "its objects are being installed"
     if not lease.node:
         return "unknown", "it gives no sign of life (not a netagent node)"

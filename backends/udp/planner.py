@@ -98,6 +98,8 @@ class Udp:
         return Plan(tuple(objects), tuple(findings))
 
     def peer(self, context: Context, lease: Lease) -> Plan:
+        if lease.backend not in ("", "udp"):
+            return Plan((), (peering.other_backend("udp", lease),))
         entry = entry_of(context, lease)
         if isinstance(entry, Finding):
             return Plan((), (entry,))
@@ -118,10 +120,10 @@ class Udp:
 def entry_of(context: Context, lease: Lease) -> Entry | Finding:
     """The lease as the engine's table has it, or why no packet can go to that peer.
 
-    Either address of the peer's host serves for either family, as far as this node can send to it.
+    Either address of the peer's host serves for either family, as far as this node can send to it. A lease of another
+    backend has an entry too: what is sent follows the routes, which `peer` plans for udp's own leases alone, and
+    what is accepted must not wait until a peer that has moved here has said so in etcd.
     """
-    if lease.backend not in ("", "udp"):
-        return peering.other_backend("udp", lease)
     node = context.node
     subnets = tuple(subnet for family in context.network.families if (subnet := lease.subnet(family)) is not None)
     endpoints = tuple(

@@ -197,10 +197,10 @@ async def test_leases_without_a_path_are_not_told_and_one_that_loses_it_is_remov
     engine: Engine, port: Port
 ) -> None:
     two, three = peers(2, 3)
-    vxlan = msgspec.structs.replace(three, backend="vxlan")
-    async with running(port, [two, vxlan]) as udp:
+    silent = msgspec.structs.replace(three, public_ip=None)
+    async with running(port, [two, silent]) as udp:
         assert engine.peers.keys() == {two.key}
-        udp.peers({two.key: msgspec.structs.replace(two, backend="vxlan"), three.key: three}, (), whole=False)
+        udp.peers({two.key: msgspec.structs.replace(two, public_ip=None), three.key: three}, (), whole=False)
         await settle(udp)
         assert engine.peers.keys() == {three.key}
 
