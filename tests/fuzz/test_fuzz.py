@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bgp.message import Update
 from tests.fuzz.__main__ import Result, read_state, table
 from tests.fuzz.mutate import mutations
 from tests.fuzz.target import CORPUS, CRASHES, Input, pieces
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, bgp_sessions
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = 300
@@ -40,6 +41,23 @@ def test_target_holds_over_its_corpus(name: str) -> None:
         except Exception as error:
             error.add_note(f"mutation {number}: {data!r}")
             raise
+
+
+def test_the_hostile_peers_routes_get_as_far_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the target would hold whatever the speaker does."""
+    told: list[int] = []
+    hear = bgp_sessions.Watcher.hear
+
+    def listen(self: bgp_sessions.Watcher, update: Update) -> None:
+        told.extend(len(prefixes) for _, prefixes, _ in update.announced)
+        hear(self, update)
+
+    monkeypatch.setattr(bgp_sessions.Watcher, "hear", listen)
+    target = TARGETS["bgp-speaker"]
+    for name, data in target.seeds().items():
+        told.clear()
+        target.check(data)
+        assert told, name
 
 
 def test_no_input_is_without_a_target() -> None:

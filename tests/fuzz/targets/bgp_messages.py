@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from bgp.message import (
     AsPath,
     AttributeDecoder,
@@ -122,7 +124,7 @@ def framing(data: bytes) -> None:
     longest=300,
 )
 def open_(data: bytes) -> None:
-    """What is read can be sent, and is read the same again."""
+    """What is read can be sent, and is read the same again; what is sent are capabilities that came."""
     if not 29 - HEADER_SIZE <= len(data) <= MAX_MESSAGE_SIZE - HEADER_SIZE:
         return  # the framer passes no such OPEN on
     try:
@@ -135,6 +137,24 @@ def open_(data: bytes) -> None:
     except LocalError:
         return  # capabilities that came in several parameters may not fit into one
     assert decode_open(body(again)) == found
+    came, sent = _capabilities(data), _capabilities(body(again))
+    restarts = [int.from_bytes(value[:2], "big") & 0x8FFF for code, value in (*came, *sent) if code == 64]
+    assert not restarts or restarts[0] == restarts[-1]
+    if all(code != 1 for code, _ in came):
+        came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
+    assert {item for item in sent if item[0] != 64} <= set(came)
+
+
+def _capabilities(message: bytes) -> list[tuple[int, bytes]]:
+    """Code and value of each, by the letter of RFC 5492."""
+    found, parameters = [], message[10:]
+    while parameters:
+        field, parameters = parameters[2 : 2 + parameters[1]], parameters[2 + parameters[1] :]
+        while field:
+            code, value = field[0], field[2 : 2 + field[1]]
+            found.append((code, value[:2] + b"\0" + value[3:] if code == 1 else value))  # an octet is reserved
+            field = field[2 + field[1] :]
+    return found
 
 
 # -------------------------------------------------------------------------------------------------- UPDATE
@@ -145,6 +165,7 @@ def check_update(update: Update) -> None:
     for family, prefixes in (*update.withdrawn, *((family, some) for family, some, _ in update.announced)):
         for prefix in prefixes:
             assert nlri.parse(nlri.text(family, prefix)) == (family, prefix)
+            ipaddress.ip_network(nlri.text(family, prefix))  # no bits behind the length
     for family, _, attributes in update.announced:
         assert len(attributes.next_hop) in ((4,) if family is V4 else (16, 32))
         describe(attributes)
@@ -157,6 +178,7 @@ def _update_seeds() -> dict[str, bytes]:
     seeds = {
         "plain": encode_announcement(V4, PLAIN, PREFIXES4, as4=True),
         "rich": encode_announcement(V4, RICH, PREFIXES4, as4=True),
+        "zeros": encode_announcement(V4, PLAIN._replace(med=0, local_pref=0), PREFIXES4, as4=True),
         "rich-as2": encode_announcement(V4, RICH, PREFIXES4, as4=False),
         "ipv6": encode_announcement(
             V6, RICH._replace(next_hop=HOP6 + b"\xfe\x80" + bytes(13) + b"\1"), PREFIXES6, as4=True
@@ -174,6 +196,7 @@ def _update_seeds() -> dict[str, bytes]:
     )
     block = unreach[4:] + reach[4:] + PLAIN_BLOCK
     both = b"\0\4\x18\x0a\x01\x03" + len(block).to_bytes(2, "big") + block + b"\x18\x0a\x01\x02"
+    made["spare-bits"] = b"\0" + both[:-1] + b"\xff\x15\x0a\xff\xff"
     return {**made, "both": b"\0" + both, "external": b"\1" + both, "ipv6-only": b"\4" + both}
 
 

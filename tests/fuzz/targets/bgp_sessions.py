@@ -51,7 +51,7 @@ from tests.fuzz.targets.bgp_messages import (
 )
 
 OUT, IN = Direction.OUTGOING, Direction.INCOMING
-OURS = bytes((10, 0, 0, 1))
+OURS, OURS6 = bytes((192, 0, 2, 1)), bytes((0xFD, 0)) + bytes(13) + b"\1"
 CAPABILITIES = Capabilities((V4, V6), graceful_restart=GracefulRestart(120))
 
 # What an input of a session is made of, one octet each; 0x80 added: on the incoming connection.
@@ -82,6 +82,7 @@ def _session_seeds() -> dict[str, bytes]:
         "up": pieces(0, CONNECTED, RAW, hello, RAW, update, RAW, encode_route_refresh(V6), WAIT, 200, WAIT, 200),
         "framed": pieces(0, CONNECTED, WHOLE, 1, body(OPENS["plain"].encode()), WHOLE, 4, b"", WHOLE, 2, bytes(4)),
         "collision": pieces(0, CONNECTED, ACCEPTED, RAW, hello, RAW | 0x80, hello, FAILED, WAIT, 255),
+        "both-open": pieces(0, CONNECTED, ACCEPTED, RAW | 0x80, hello[:-19], RAW, hello[:-19], RAW, KEEPALIVE),
         "accepted": pieces(2, ACCEPTED, RAW | 0x80, hello, RAW | 0x80, update, OPERATOR, 1, WAIT, 90, OPERATOR, 0),
         "early": pieces(0, CONNECTED, RAW, update, WAIT, 90, CONNECTED, RAW, KEEPALIVE),
     }
@@ -92,7 +93,8 @@ def session(data: bytes) -> None:
     """Octets, time, connections and the operator in any order.
 
     Nothing is raised; what is sent is well-formed; nothing is sent on a connection that we have closed; a session is
-    Established exactly when something was agreed on; no more than one incomplete message is kept.
+    Established exactly when something was agreed on; of two connections one lives after the OPEN on both;
+    no more than one incomplete message is kept.
     """
     given = Input(data)
     flags = given.byte()
@@ -139,6 +141,7 @@ def session(data: bytes) -> None:
                 attempt, closed[OUT] = True, True
             elif isinstance(output, Update):
                 check_update(output)
+        assert sum(connection.state >= State.OPEN_CONFIRM for connection in found._connections.values()) < 2
         assert (found.negotiated is not None) == (found.state is State.ESTABLISHED)
         deadline = found.deadline()
         assert deadline is None or deadline > now or step & 0x7F != WAIT
@@ -179,8 +182,8 @@ def _speaker_seeds() -> dict[str, bytes]:
     announced = encode_announcement(V4, PLAIN, PREFIXES4, as4=True)[0]
     rich = encode_announcement(V4, RICH, PREFIXES4, as4=True)[0]
     six = encode_announcement(V6, RICH._replace(next_hop=HOP6), PREFIXES6, as4=True)[0]
-    # So long that what is added on the way does not fit: 10,000 ways to get this wrong.
-    brim = encode_announcement(V4, LONG._replace(communities=tuple(range(1, 1005))), PREFIXES4[:1], as4=True)[0]
+    # So long that what is added on the way does not fit any more.
+    brim = encode_announcement(V4, LONG._replace(communities=tuple(range(1, 1008))), PREFIXES4[:1], as4=True)[0]
     wire = {
         "plain": (announced, encode_withdrawal(V4, PREFIXES4)[0]),
         "rich": (rich, announced, encode_route_refresh(V4), encode_end_of_rib(V4)),
@@ -196,7 +199,7 @@ def _speaker_seeds() -> dict[str, bytes]:
     }
 
 
-@target("bgp-speaker", covers=("bgp.speaker:Speaker.receive",), seeds=_speaker_seeds)
+@target("bgp-speaker", covers=("bgp.speaker:Speaker.receive",), seeds=_speaker_seeds, longest=9000)
 def speaker(data: bytes) -> None:
     """A hostile peer, a client that we reflect to, and a neighbour in another AS.
 
@@ -206,10 +209,10 @@ def speaker(data: bytes) -> None:
     given = Input(data)
     flags = given.byte()
     asn = 65001 if flags & 1 else 65002
-    config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, HOP6)), restart_time=0)
+    config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, OURS6)), restart_time=0)
     found = Speaker(config, Random(0).random)
     limit = 8 if flags & 2 else None
-    found.add_peer(PeerConfig(HOSTILE, OURS, asn, client=bool(flags & 4), most_prefixes=limit), 0.0)
+    found.add_peer(PeerConfig(HOSTILE, bytes((10, 0, 1, 1)), asn, client=bool(flags & 4), most_prefixes=limit), 0.0)
     for octet, (name, number) in enumerate(WATCHERS.items(), 2):
         found.add_peer(PeerConfig(name, bytes((10, 0, 1, octet)), number, client=name == "client"), 0.0)
     told = {name: Watcher() for name in WATCHERS}
@@ -224,13 +227,6 @@ def speaker(data: bytes) -> None:
         else:
             found.receive(HOSTILE, OUT, frame(kind, content[: MAX_MESSAGE_SIZE - 19]), 1.0)
         _settle(found, told)
-    for name, watcher in told.items():
-        peer = found.peers[name]
-        assert peer.session.state is State.ESTABLISHED
-        group = found._group_of(peer)
-        assert group is not None
-        for family, routes in watcher.routes.items():
-            assert routes == dict(group.advertised(family, peer.source))
     found.failed(HOSTILE, OUT, 2.0)
     _settle(found, told)
     assert all(not routes for watcher in told.values() for routes in watcher.routes.values())
@@ -245,3 +241,10 @@ def _settle(found: Speaker, told: dict[str, Watcher]) -> None:
                 if name in told:
                     told[name].hear(update)
         assert name not in told or not isinstance(output, Close)
+    for name, watcher in told.items():
+        peer = found.peers[name]
+        assert peer.session.state is State.ESTABLISHED
+        group = found._group_of(peer)
+        assert group is not None
+        for family, routes in watcher.routes.items():
+            assert routes == dict(group.advertised(family, peer.source))

@@ -52,6 +52,8 @@ def written(name: str, data: bytes) -> Path:
         "etcd": b'etcd_endpoints = ["http://127.0.0.1:2379"]\netcd_prefix = "/network"\nlease_ttl = "24h"\n',
         "interface": b'iface = "eth0,eth1"\niface_regex = ["eth[0-9]+"]\npublic_ip = "192.168.50.11"\n',
         "typed": b'ip_masq = true\nroute_protocol = 9\nnode_name = "h"\nmetrics_listen = "[::1]:9480"\n',
+        "bounds": b'iface_regex = ["a{9}", "[[a]", "(?i)b"]\nstate_dir = "a\\u0000"\nnode_name = []\n',
+        "regex": b'iface_regex = ["a{99999999999999999999}"]\n',
         "wrong": b'etcd_password = "x"\n[table]\na = 1979-05-27T07:32:00Z\nb = [1, {c = 0x1F}]\nd = """\nx"""\n',
     },
     words=tuple(option.name.encode() + b" = " for option in OPTIONS),
@@ -162,6 +164,7 @@ def state_files(data: bytes) -> None:
         "dual": subnet_env.render(
             Network(v4="10.5.0.0/16", v6="fc00::/48"), "10.5.72.0/24", "fc00:0:0:2::/64", 1450, True
         ).encode(),
+        "host": b"FLANNEL_SUBNET=10.5.72.1/32\nFLANNEL_IPV6_SUBNET=fc00::1/0\n",
         "quoted": b"FLANNEL_SUBNET=\"10.5.72.1/24\"\r\nFLANNEL_MTU='1450'\nX\nFLANNEL_IPV6_SUBNET=fc00::1/64\n",
     },
     words=(b"FLANNEL_SUBNET=", b"FLANNEL_IPV6_SUBNET=", b"FLANNEL_MTU="),

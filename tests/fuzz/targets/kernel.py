@@ -39,6 +39,7 @@ MAC = "ae:da:bc:2e:be:25"
 
 
 def _netlink_seeds() -> dict[str, bytes]:
+    overrun = nexthops.put(100, 7, "10.9.0.0", 110)
     hops = (Hop("eth0", "192.168.50.1"), Hop("eth0", "192.168.50.2", weight=3))
     return {
         "route": routes.put(Route("10.9.0.0/24", hops[:1]), 0, 110, 0, INDEX),
@@ -51,6 +52,7 @@ def _netlink_seeds() -> dict[str, bytes]:
         "link-tun": links.create("tun", "na-tun", 1400, None),
         "address": addresses.put(7, "10.5.59.0", 32, "global") + addresses.delete(2, "fd50::11", 64),
         "neighbour": neighbours.put(7, "10.9.0.0", MAC) + neighbours.put_fdb(7, MAC, "192.168.50.12"),
+        "overrun": (len(overrun) - 4).to_bytes(4, "little") + overrun[4:] + overrun,
         "nexthop": nexthops.put(100, 7, "10.9.0.0", 110) + nexthops.put(101, 7, "fc00:1::", 110),
         "error": message.HEADER.pack(36, message.ERROR, message.CAPPED, 1, 0) + b"\xef\xff\xff\xff" + bytes(16),
         "netconf": message.HEADER.pack(28, netconf.NEWNETCONF, 0, 1, 0) + b"\2\0\0\0\x08\0\1\0\7\0\0\0",
@@ -153,7 +155,8 @@ def _nftables_seeds() -> dict[str, bytes]:
     }
     dumps = {f"type-{kind}": nftwire.request(kind, 1, "inet", payload) for kind, payload in made.items()}
     error = nftwire.message(nftwire.NLMSG_ERROR, 0, 1, 0xFF, b"\xff\xff")
-    return {**dumps, "elements": batch, "error": error, "all": b"".join(dumps.values())}
+    empty = message.HEADER.pack(16, nftwire.SUBSYSTEM << 8 | nftwire.NEWTABLE, 0, 1, 0)
+    return {**dumps, "empty": empty, "elements": batch, "error": error, "all": b"".join(dumps.values())}
 
 
 @target(

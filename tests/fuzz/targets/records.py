@@ -59,6 +59,7 @@ CONFIGS = {
     "vxlan": b'{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":8472,"DirectRouting":true}}',
     "dual": b'{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","SubnetLen":25}',
     "range": b'{"network":"10.5.0.0/16","SubnetMin":"10.5.10.0","SubnetMax":"10.5.99.0","Extra":[1,{"a":null}]}',
+    "odd": b'{"Network":"10.5.0.0/16","Backend":{"Type":"x","a":1e999,"b":"\\ud800","c":[[[[[[[[]]]]]]]]}}',
     "six": b'{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"host-gw"}}',
 }
 

@@ -35,12 +35,10 @@ def pseudo(data: bytes, upper: int, protocol: int) -> bytes:
 # ------------------------------------------------------------------------------------------- single packets
 
 
-def ipv4(
-    protocol: int, payload: bytes, *, flags: int = 0x4000, options: bytes = b"", source: int = 0x0A053E02
-) -> bytes:
+def ipv4(protocol: int, payload: bytes, *, flags: int = 0x4000, options: bytes = b"", ident: int = 7) -> bytes:
     size = 20 + len(options)
     head = struct.pack(
-        ">BBHHHBBHII", 0x40 | size // 4, 0, size + len(payload), 7, flags, 63, protocol, 0, source, 0x0A054802
+        ">BBHHHBBHII", 0x40 | size // 4, 0, size + len(payload), ident, flags, 63, protocol, 0, 0x0A053E02, 0x0A054802
     )
     total = 0xFFFF - plain_sum(head + options)
     return head[:10] + total.to_bytes(2, "big") + head[12:] + options + payload
@@ -60,6 +58,7 @@ def _packet_seeds() -> dict[str, bytes]:
         "fragment4": ipv4(17, bytes(16), flags=0x2003),
         "options4": ipv4(6, bytes(20), options=b"\1\1\1\0"),
         "long4": ipv4(17, bytes(900)),
+        "carry4": next(made for ident in range(1 << 16) if (made := ipv4(17, bytes(8), ident=ident))[10] == 0xFF),
         "udp6": ipv6(17, bytes(8)),
         "echo6": ipv6(58, b"\x80\0\0\0\0\1\0\1"),
         "error6": ipv6(58, b"\1\0\0\0" + bytes(44)),
