@@ -127,6 +127,8 @@ def test_the_engines_words_are_understood() -> None:
     )
     assert read_state(said) == (131999, 413, 1712, 99, 140)
     assert read_state("") == (0, 0, 0, 0, 0)
-    shown = table([Result("one", 1.2, 1000, 2, 3, 4, 5, ("crash-1",)), Result("two", 2.0, 234, 2, 3, 4, 5, ())])
-    assert "| one | 1 | 1,000 | 2 | 3 | 4 | 5 | 1 |" in shown
-    assert "| **all** | 3 | 1,234 |" in shown
+    shown = table(
+        [Result("one", 1.2, 0.8, 1000, 2, 3, 4, 5, ("crash-1",)), Result("two", 2.0, 1.6, 234, 2, 3, 4, 5, ())]
+    )
+    assert "| one | 1 | 1 | 1,000 | 2 | 3 | 4 | 5 | 1 |" in shown
+    assert "| **all** | 3 | 2 | 1,234 |" in shown
