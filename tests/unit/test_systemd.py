@@ -95,6 +95,7 @@ def unit() -> configparser.ConfigParser:
 def test_traffic_outlives_the_agent(unit: configparser.ConfigParser) -> None:
     service = unit["Service"]
     assert service["KillMode"] == "process"  # the udp engine stays
+    assert service["OOMPolicy"] == "continue"  # neither does another's lack of memory end it
     assert service["RuntimeDirectoryPreserve"] == "yes"  # and its control socket
 
 
@@ -132,6 +133,13 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     )
     ours = [line for line in done.stderr.splitlines() if "netagent" in line]
     assert ours == []
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_exposure_is_at_most_3() -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", str(UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr
 
 
 def test_hardening_leaves_what_the_agent_writes(unit: configparser.ConfigParser) -> None:
