@@ -136,7 +136,7 @@ class Machine(Node):
     def command(self, *argv: str, container: bool = False) -> list[str]:
         if container:
             return super().command(*argv, container=True)
-        enter = ["nsenter", f"--target={self.leader()}", *"-m -u -i -n -p -r".split(), "--wd=/"]
+        enter = ["nsenter", f"--target={self.leader()}", *["-m", "-u", "-i", "-n", "-p", "-r"], "-w"]
         clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root"]
         return [*enter, "--", *clean, *argv]
 

@@ -148,5 +148,7 @@ def test_hardening_leaves_what_the_agent_writes(unit: configparser.ConfigParser)
     assert service.get("ProtectKernelTunables", "no") == "no"
     assert "/dev/net/tun" in service["DeviceAllow"]
     assert service["ProtectSystem"] == "strict"
+    # These give the service a /proc of its own, where a host that is a container has another boot id.
+    assert not {"ProtectControlGroups", "ProtectProc", "ProcSubset", "MountAPIVFS"} & set(service)
     families = set(service["RestrictAddressFamilies"].split())
     assert {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"} <= families
