@@ -92,7 +92,7 @@ def build(place: Path, output: Path, version: str) -> Path:
     settle(tree, epoch)
     architecture = run("dpkg", "--print-architecture").strip()
     package = output / f"netagent_{full}_{architecture}.deb"
-    run("dpkg-deb", "--root-owner-group", "-Zxz", "-z6", "--build", str(tree), str(package))
+    run("dpkg-deb", "--root-owner-group", "-Zxz", "-z2", "--build", str(tree), str(package))
     return package
 
 

@@ -36,13 +36,13 @@ REBOOT = 133  # how systemd-nspawn ends when the guest asked for a reboot
 # (cpuset) take no process without further settings; systemd needs none of those.
 BOOT = """
 set -eu
-dir=$1 tree=$2 name=$3 group=$4
+dir=$1 layers=$2 name=$3 group=$4
 disk=$dir/disk
 if [ ! -d "$disk/root" ]; then
     mkdir -p "$disk"
     mount -t tmpfs -o mode=755 disk "$disk"
     mkdir "$disk/up" "$disk/work" "$disk/root"
-    mount -t overlay overlay -o "lowerdir=$tree,upperdir=$disk/up,workdir=$disk/work" "$disk/root"
+    mount -t overlay overlay -o "lowerdir=$layers,upperdir=$disk/up,workdir=$disk/work" "$disk/root"
     cp -R "$dir/files/." "$disk/root/"
 fi
 for place in /sys/fs/cgroup /sys/fs/cgroup/*; do
@@ -92,9 +92,15 @@ class Machine(Node):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
+    def enabled(self, unit: str) -> None:
+        """The unit starts with the host, as `systemctl enable` makes it."""
+        wanted = self.directory / f"files/etc/systemd/system/multi-user.target.wants/{unit}.service"
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        wanted.symlink_to(f"/usr/lib/systemd/system/{unit}.service")
+
     async def power_on(self) -> None:
         """Start it; returns when systemd answers."""
-        arguments = (str(self.directory), str(self.lab.image), self.name, self.group)
+        arguments = (str(self.directory), self.lab.image, self.name, self.group)
         command = ["sh", "-c", BOOT, "boot", *arguments]
         await self.lab.space.spawn(f"{self.name}/machine", "", command, self.log, environment())
         self.nspawn = await self.lab.space.pid_of(f"{self.name}/machine")
@@ -231,16 +237,18 @@ class Machine(Node):
 
 
 class Machines(Lab):
-    """`image` is the tree that hosts start from (scripts/host-image). `settings` goes into each netagent.toml,
-    `enable`: the service starts with its host, `watchdog`: after how many seconds instead of the unit's."""
+    """`image`: the layers that hosts start from (scripts/host-image). `settings` goes into each netagent.toml,
+    `enable`: the service starts with its host, `watchdog`: after how many seconds instead of the unit's,
+    `networkd`: eth0 has its addresses from systemd-networkd."""
 
     def __init__(
         self,
-        image: Path,
+        image: str,
         *args: Any,
         settings: str = "",
         enable: bool = True,
         watchdog: int = 0,
+        networkd: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -248,6 +256,7 @@ class Machines(Lab):
         self.settings = settings
         self.enable = enable
         self.watchdog = watchdog
+        self.networkd = networkd
         self.nodes = {host.name: Machine(self, host.name) for host in self.topology.hosts}
         self.ready_after: float | None = None  # seconds from the first host's start until every unit was active
 
@@ -266,10 +275,11 @@ class Machines(Lab):
         begun = time.monotonic()
         for machine in self.machines:
             machine.prepare(self.files(machine))
-            if self.enable:  # as `systemctl enable` does
-                wanted = machine.directory / "files/etc/systemd/system/multi-user.target.wants/netagent.service"
-                wanted.parent.mkdir(parents=True)
-                wanted.symlink_to("/usr/lib/systemd/system/netagent.service")
+            if self.enable:
+                machine.enabled("netagent")
+            if self.networkd:
+                machine.enabled("systemd-networkd")
+                await self.change([wiring.Step(machine.name, ("address flush dev eth0 scope global",))])
         await asyncio.gather(*(machine.power_on() for machine in self.machines))
         if self.enable:
             for machine in self.machines:
@@ -277,11 +287,16 @@ class Machines(Lab):
             self.ready_after = time.monotonic() - begun
 
     def files(self, machine: Machine) -> dict[str, str]:
-        toml = (self.image / "etc/netagent/netagent.toml").read_text()
+        toml = Path(self.image.partition(":")[0], "etc/netagent/netagent.toml").read_text()
         toml += f'\netcd_endpoints = ["{self.etcd.endpoint}"]\nip_masq = true\n{self.settings}'
         files = {"etc/netagent/netagent.toml": toml, "etc/hostname": f"{machine.name}\n"}
         if self.watchdog:
             files["etc/systemd/system/netagent.service.d/watchdog.conf"] = f"[Service]\nWatchdogSec={self.watchdog}\n"
+        if self.networkd:
+            uplink = machine.host
+            gateway = self.topology.rack(uplink.rack).address(self.topology.routers[0].number)[0].partition("/")[0]
+            network = f"Address={uplink.v4}\nAddress={uplink.v6}\nGateway={gateway}\nIPv6AcceptRA=no\n"
+            files["etc/systemd/network/50-uplink.network"] = f"[Match]\nName=eth0\n[Network]\n{network}"
         return files
 
     async def down(self) -> None:

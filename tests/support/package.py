@@ -54,9 +54,9 @@ def build(output: Path, version: str = "") -> Path:
 
 
 @functools.cache
-def image() -> Path:
-    """The tree of a host with the package installed."""
-    return Path(run(ROOT / "scripts/host-image", package()).strip())
+def image() -> str:
+    """Layers of a host with the package installed, as overlayfs takes them."""
+    return run(ROOT / "scripts/host-image", package()).strip()
 
 
 @functools.cache
