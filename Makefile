@@ -46,6 +46,10 @@ fuzz: tools ## fuzz every decoder, guided by coverage (TARGET="bgp-open ...", SE
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: deb
+deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
+	@$(PYTHON) packaging/deb/build.py
+
 .PHONY: lint
 lint: tools ## ruff, mypy and the import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo

@@ -19,6 +19,7 @@ from typing import NoReturn
 import pytest
 
 from netagent.lab.space import Unable
+from tests.support.package import lacks_hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
@@ -66,11 +67,6 @@ def _lacks_etcd() -> str:
 
 
 @functools.cache
-def _lacks_nspawn() -> str:
-    return "" if shutil.which("systemd-nspawn") else "systemd-nspawn is not installed"
-
-
-@functools.cache
 def _lacks_flanneld() -> str:
     path = os.environ.get("FLANNELD", "")
     return "" if path and os.access(path, os.X_OK) else "no flanneld given: make test-flannel FLANNELD=/path"
@@ -79,7 +75,7 @@ def _lacks_flanneld() -> str:
 NEEDS: dict[str, Callable[[], str]] = {
     "netns": _lacks_netns,
     "etcd": _lacks_etcd,
-    "nspawn": _lacks_nspawn,
+    "nspawn": lacks_hosts,
     "flannel": _lacks_flanneld,
 }
 
