@@ -57,6 +57,7 @@ RELOADABLE = frozenset(
         "iface_can_reach",
         "public_ip",
         "public_ipv6",
+        "labels",
         "ip_masq",
         "firewall_integrate",
         "lease_ttl",
@@ -284,6 +285,7 @@ class Agent:
             local_ip6=self.choice.local_ip6,
             v4=state.v4,
             v6=state.v6,
+            labels=settings.labels,
         )
         host = HostOptions(
             ip_masq=settings.ip_masq,
@@ -363,6 +365,7 @@ class Agent:
             version=__version__,
             addresses=tuple(a for a in (choice.public_ip, choice.public_ip6) if a is not None),
             capabilities=tuple(sorted(self.registry)),
+            labels=self.settings.labels,
             attributes=self._shared,
         )
         self.leasing.describe(record)
