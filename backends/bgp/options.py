@@ -255,9 +255,7 @@ def _router(reader: _Reader) -> Router:
     ttl_security = reader.number("TTLSecurity", 0, 255, 0)
     multihop = reader.number("Multihop", 0, 255, 0)
     if ttl_security and multihop:
-        reader.fail(
-            "Multihop", multihop, "cannot be set beside TTLSecurity", "TTLSecurity counts hops itself"
-        )
+        reader.fail("Multihop", multihop, "cannot be set beside TTLSecurity", "TTLSecurity counts hops itself")
     next_hop = reader.text("NextHop", "").lower()
     if next_hop not in ("", "self", "keep"):
         reader.fail("NextHop", next_hop, "is no such choice", 'Write "self" or "keep", or leave it out')

@@ -253,7 +253,7 @@ def _counsel(
             Finding(
                 code="bgp-large-mesh",
                 subject="Backend.Mesh",
-                message=f"{len(others) + 1} nodes in a mesh: {sessions} sessions here, and as many on each other node",
+                message=f"{len(others) + 1} nodes in a mesh: {sessions} sessions here, as many on each other",
                 evidence=f"Mesh is on, more than {roles.LARGE_MESH} nodes",
                 remedy='name two or three nodes as route reflectors and leave the mesh: "Reflectors": ["h1", "h2"], '
                 '"Mesh": false; running agents change over without losing a packet',

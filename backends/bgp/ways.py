@@ -63,7 +63,7 @@ class Ways:
         address = ipaddress.ip_address(next_hop)
         if any(address.version == net.version and address in net for net in self._inside):
             return Way(problem=f"next hop {next_hop} is inside the containers' network")
-        if not (address.is_global or address.is_private) or address.is_loopback or address.is_unspecified:
+        if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_reserved:
             return Way(problem=f"next hop {next_hop} is no address of a host")
         member = self._behind.get(next_hop, "")
         dev = self.context.facts.on_link(next_hop)
