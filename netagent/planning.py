@@ -153,6 +153,7 @@ class Planning:
             facts,
             ip_masq=host.ip_masq,
             ports=composer.ports,
+            tcp_ports=composer.tcp_ports,
             links=[obj for base in bases for obj in base.plan.objects if isinstance(obj, Link)],
             direct=any(s.backend.direct(s.context.options) for s in composer.standing),
             firewall_integrate=host.firewall_integrate,

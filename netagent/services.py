@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from netagent.contract import RANK_SERVICE, Backend, Context, Service
+from netagent.contract import RANK_SERVICE, STOPPING, Backend, Context, Service, Viewer
+from netagent.errors import ConfigError
 from netagent.model import Finding, Lease, NodeRecord, Object
 from netagent.reconcile import Reconciler
 
@@ -111,17 +112,27 @@ class Runner:
         status = self._service.status()
         return {**status, "state": "failed", "error": self._error} if self._error else status
 
-    async def leave(self) -> None:
+    def view(self, name: str, arguments: Mapping[str, str]) -> Any:
+        """What the service answers. ConfigError if it has no views or not that one."""
+        if not isinstance(self._service, Viewer):
+            raise ConfigError(
+                f"the {self.backend.name} backend has no views",
+                where=self.backend.name,
+                remedy="`netagent status` shows all there is",
+            )
+        return self._service.view(name, arguments)
+
+    async def leave(self, message: str | None = None) -> None:
         """The agent goes away: stop running the service, leave what carries traffic."""
         if self._task is not None:
-            self._task.cancel()
+            self._task.cancel(message)
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
 
     async def end(self) -> None:
         """The backend is no longer wanted."""
-        await self.leave()
+        await self.leave(STOPPING)
         if self._service is not None:
             try:
                 async with asyncio.timeout(STOP_DEADLINE):

@@ -59,6 +59,12 @@ class Ways:
             way = self._known[next_hop] = self._find(next_hop)
         return way
 
+    def differs(self, before: Ways) -> bool:
+        """Whether routes that `before` made would be made in another way."""
+        if (self._taken, self._nexthops) != (before._taken, before._nexthops):
+            return True
+        return any(self.to(next_hop) != way for next_hop, way in before._known.items())
+
     def _find(self, next_hop: str) -> Way:
         address = ipaddress.ip_address(next_hop)
         if any(address.version == net.version and address in net for net in self._inside):
