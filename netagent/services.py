@@ -114,13 +114,14 @@ class Runner:
 
     def view(self, name: str, arguments: Mapping[str, str]) -> Any:
         """What the service answers. ConfigError if it has no views or not that one."""
-        if not isinstance(self._service, Viewer):
-            raise ConfigError(
-                f"the {self.backend.name} backend has no views",
-                where=self.backend.name,
-                remedy="`netagent status` shows all there is",
-            )
-        return self._service.view(name, arguments)
+        service: object = self._service
+        if isinstance(service, Viewer):
+            return service.view(name, arguments)
+        raise ConfigError(
+            f"the {self.backend.name} backend has no views",
+            where=self.backend.name,
+            remedy="`netagent status` shows all there is",
+        )
 
     async def leave(self, message: str | None = None) -> None:
         """The agent goes away: stop running the service, leave what carries traffic."""

@@ -1,8 +1,8 @@
 """bgp, the plan: what a node needs besides the routes, which its speaker learns (service.py).
 
-Rules: no overlay unless `Encapsulation` asks for one, and then the vxlan backend's device, as its planner makes it; the
-lease says AS and VNI for whoever reads it. Of a remote lease only the way in through the guard is planned here: the
-speaker's routes and the VTEPs behind them are the service's, and outlive the lease.
+Rules: no overlay unless `Encapsulation` asks for one, and then the vxlan backend's device, as its planner makes it;
+the lease says AS and VNI for whoever reads it. Of a remote lease only the way in through the guard is planned here:
+the speaker's routes and the VTEPs behind them are the service's, and outlive the lease.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     routers: Collection[str] = ()
 
 
-def may_play(options: BgpOptions, own: str, role: str, wanted: str, others: Mapping[str, Member], seen: Seen) -> bool:
+def may_play(options: BgpOptions, role: str, wanted: str, others: Mapping[str, Member], seen: Seen) -> bool:
     """Whether a node that plays `role` can play `wanted` now, as far as sessions and records tell."""
     if role == wanted:
         return True
