@@ -416,6 +416,9 @@ class BgpService:
 
     def _say_down(self, name: str, down: Down) -> None:
         """Each reason once: a peer that is away is tried again and again."""
+        peer = self.speaker.peers.get(name) if self.speaker is not None else None
+        if peer is not None and established(peer):
+            return  # of two connections the other one lives
         if self._said.get(name) != down.reason:
             self._said[name] = down.reason
             log.warning("BGP session with %s: %s", name, down.reason)

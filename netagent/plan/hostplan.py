@@ -78,8 +78,8 @@ def host_base(
 
     `ports`, `tcp_ports`: UDP and TCP ports on which peers, and nobody else, may reach us. `links`: the devices that
     the backends plan; a VXLAN device narrows the guard of its port to its own VNI, so that two agents can share a
-    port. `direct`: inner packets may arrive on the uplink as they are (host-gw, DirectRouting). `bpf_sender`: this node
-    encapsulates by BPF. `places`: where other tools take an accept of ours, with the family; used only with
+    port. `direct`: inner packets may arrive on the uplink as they are (host-gw, DirectRouting). `bpf_sender`: this
+    node encapsulates by BPF. `places`: where other tools take an accept of ours, with the family; used only with
     `firewall_integrate`. `sysctls`: present values of the names in `observed`, those that do not exist left out.
     """
     seen = sysctls or {}
@@ -88,9 +88,7 @@ def host_base(
         *_forwarding(network, node, facts, seen),
         *_reverse_path(network, node, facts, direct, seen),
         *_checksums(node, facts, bpf_sender),
-        NftTable(
-            "inet", table, table_body(network, node, ip_masq=ip_masq, ports=ports, tcp_ports=tcp_ports, links=links)
-        ),
+        NftTable("inet", table, body),
     ]
     for family in network.families:
         prefix = _prefix(network, family)
