@@ -60,6 +60,7 @@ class BgpService:
         self._state_file = Path(port.run_dir) / STATE
         self._context: Context | None = None
         self._leases: dict[str, Lease] = {}
+        self._released: set[str] = set()  # nodes whose lease went
         self._records: Mapping[str, NodeRecord] = {}
         self._own: Own | None = None
         self._members: dict[str, Member] = {}
@@ -101,7 +102,8 @@ class BgpService:
             self._leases.clear()
         self._leases.update(changed)
         for key in removed:
-            self._leases.pop(key, None)
+            if (lease := self._leases.pop(key, None)) is not None and lease.node:
+                self._released.add(lease.node)
         self._tell()
 
     def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:
@@ -306,6 +308,11 @@ class BgpService:
         """Give the speaker its peers and our prefixes, and publish what stands for each peer."""
         assert self._driver is not None
         speaker, now = self._driver.speaker, self._driver.now()
+        for name in self._released & speaker.peers.keys():
+            # Away, and without a lease: what is kept for its return may be another node's subnet by then.
+            if not established(speaker.peers[name]):
+                speaker.remove_peer(name, now)
+        self._released.clear()
         speaker.set_peers(self._peering.peers, now)
         names = {peer.name for peer in self._peering.peers}
         self._since = {name: self._since.get(name, now) for name in names}
