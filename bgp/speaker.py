@@ -332,7 +332,7 @@ class Speaker:
     @property
     def deferring(self) -> bool:
         """Whether we have restarted, and nothing is decided yet in some family."""
-        return bool(self._awaited)
+        return bool(self.deferral)
 
     @property
     def pending(self) -> bool:

@@ -34,7 +34,7 @@ class Problem(NamedTuple):
             code=self.code,
             subject=f"port {self.port}",
             severity="error",
-            message=f"BGP has no sessions here: {self.text}",
+            message=f"nobody can open a BGP session with this node: {self.text}",
             remedy=remedy if self.code == "bgp-port" else "do as the message says; it is tried again by itself",
         )
 

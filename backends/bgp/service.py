@@ -197,7 +197,7 @@ class BgpService:
         if context is None:
             return None
         told = self._told
-        if told == self._done and self._driver is not None and self._role == self._wanted and not self._unread:
+        if told == self._done and self._driver is not None and self._role == self._wanted and not self._trouble:
             self._report()
             return self._next()
         options: BgpOptions = context.options
@@ -214,16 +214,8 @@ class BgpService:
             return None
         self._peering = sessions.peering(context, own, self._role, self._wanted, self._members, self._secrets)
         self._point_ways(context)
-        if config != self._config or self._driver is None:
-            await self._leave(None)
-            try:
-                self._start(config, options, context)
-            except SetupError as error:
-                self._problem = Problem.of(error, options.port)
-                self._state = "starting"
-                self._report()
-                return RETRY
-            self._problem, self._config = None, config
+        await self._have_speaker(config)
+        self._listen(options, context)
         self._command(context, own)
         self._done = told
         self._report()
@@ -273,12 +265,44 @@ class BgpService:
         self._secrets = {path: await asyncio.to_thread(_read, path) for path in sorted(paths)} if paths else {}
 
     @property
+    def _trouble(self) -> bool:
+        """Whether something is to be tried again."""
+        return self._unread or self._problem is not None
+
+    @property
     def _unread(self) -> bool:
         """Whether a password could not be read: its file is looked at again."""
         return any(secret.problem for secret in self._secrets.values())
 
-    def _start(self, config: SpeakerConfig, options: BgpOptions, context: Context) -> None:
-        """A new speaker. Raises SetupError; then there is none."""
+    async def _have_speaker(self, config: SpeakerConfig) -> None:
+        """One of that configuration. What cannot change under standing sessions makes a graceful restart of ours."""
+        if self.speaker is not None and self._config is not None and self._driver is not None:
+            before = self._config
+            if (before.asn, before.identifier, before.families) == (config.asn, config.identifier, config.families):
+                self.speaker.set_config(config, self._driver.now())
+                self._config = config
+                return
+        await self._leave(None)
+        self._start(config)
+        self._config = config
+
+    def _listen(self, options: BgpOptions, context: Context) -> None:
+        """On our own addresses, so that another speaker may have others. Where that fails we still connect."""
+        assert self._driver is not None
+        wanted = tuple(
+            Listen(parse_address(local), options.port)
+            for family in context.network.families
+            if (local := context.node.local(family)) is not None
+        )
+        if self._driver.listen == wanted and self._problem is None:
+            return
+        self._problem = None
+        try:
+            self._driver.open(wanted)
+        except SetupError as error:
+            self._problem = Problem.of(error, options.port)
+
+    def _start(self, config: SpeakerConfig) -> None:
         loop = asyncio.get_running_loop()
         restarting = self._established_before() & {peer.name for peer in self._peering.peers}
         speaker = Speaker(
@@ -289,12 +313,7 @@ class BgpService:
             deferral=DEFERRAL,
             now=loop.time(),
         )
-        listen = [
-            Listen(parse_address(local), options.port)
-            for family in context.network.families
-            if (local := context.node.local(family)) is not None
-        ]
-        driver = Driver(speaker, listen, on_news=self._on_news, on_changes=self._on_changes)
+        driver = Driver(speaker, on_news=self._on_news, on_changes=self._on_changes)
         driver.start()
         if restarting:
             log.info("BGP starts again; what stands is kept until %d peers have told everything", len(restarting))
@@ -321,7 +340,8 @@ class BgpService:
             speaker.retract(*nlri.parse(prefix))
         for prefix, attributes in wanted.items():
             if self._originated.get(prefix) != attributes:
-                speaker.originate(*nlri.parse(prefix), attributes)
+                guarded = prefix in (context.node.v4, context.node.v6)
+                speaker.originate(*nlri.parse(prefix), attributes, guard=guarded)
         self._originated = wanted
         self._publish_places()
         try:
@@ -356,6 +376,8 @@ class BgpService:
         waits = [left] if left > 0 else []
         if self._role != self._wanted:
             waits.append(roles.SETTLE / 2)
+        if self._problem is not None:
+            waits.append(RETRY)
         if self._unread or self._peering.routers:
             waits.append(LOOK_AGAIN)
         return max(min(waits), 0.01) if waits else None
@@ -441,7 +463,7 @@ class BgpService:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._driver is None or self._told != self._done:
-            return FIRST_TIME if self._problem is None and self._context is not None else 0.0
+            return FIRST_TIME if self._context is not None else 0.0
         speaker = self._driver.speaker
         if speaker.deferring or speaker.pending:
             return DEFERRAL

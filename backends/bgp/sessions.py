@@ -1,8 +1,8 @@
 """From options, this node and the members to what the speaker is told: what it is, its peers, its policies. Pure.
 
 Rules: a node announces its own subnet and its announced prefixes, and takes neither a default route nor anything of
-its own back; from nodes it takes only what nodes may announce. A reflector passes on what nodes say, never what
-routers say. Equal policies are one object, because the speaker compares them by identity.
+its own back (the speaker sees to that); from nodes it takes only what nodes may announce. A reflector passes on what
+nodes say, never what routers of another AS say. Equal policies are one object: the speaker compares identities.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from netagent.model import Family, Finding
 PATHS = 16  # of equal cost that are used at once
 
 FAMILIES: Mapping[Family, Afi] = {4: Afi.IPV4, 6: Afi.IPV6}
-_DEFAULT_ROUTES = ("0.0.0.0/0", "::/0")
 # Nodes may be any number of routers apart, whatever their AS.
 _NODE_HOPS = 64
 
@@ -119,15 +118,14 @@ def peering(
     """All peers. A session whose password cannot be read is left out: unsigned it would not come up either."""
     options: BgpOptions = context.options
     findings: list[Finding] = []
-    mine = tuple(originated(context, own))
     reflecting = roles.REFLECTOR in (role, wanted)
     from_routers = frozenset(r.asn for r in own.routers if r.asn != own.asn)
     from_routers -= {own.asn, *(member.asn for member in others.values())}
     networks = tuple(prefix for prefix in (context.network.v4, context.network.v6) if prefix is not None)
     announceable = options.announceable
-    to_nodes = _export_all(from_routers) if reflecting else _export(mine)
-    to_routers = _export_nodes(networks, (*mine, *announceable)) if reflecting else _export(mine)
-    by_nodes = _import_nodes(networks, announceable, mine)
+    to_nodes = _export_all(from_routers) if reflecting else OWN
+    to_routers = _export_nodes(networks, announceable) if reflecting else OWN
+    by_nodes = _import_nodes(networks, announceable)
     peers: list[PeerConfig] = []
     taken: dict[bytes, str] = {}
     for name, client in roles.partners(options, role, wanted, others).items():
@@ -151,7 +149,6 @@ def peering(
             )
         )
     nodes = frozenset(peer.name for peer in peers)
-    by_routers = _import_routers(mine)
     for router in own.routers:
         found = _router(context, own, router, secrets, findings)
         if found is None:
@@ -160,7 +157,7 @@ def peering(
             findings.append(_twice(router, taken.get(found.address, found.name)))
             continue
         taken[found.address] = found.name
-        peers.append(replace(found, import_policy=by_routers, export_policy=to_routers))
+        peers.append(replace(found, export_policy=to_routers))
     findings += _counsel(options, own, wanted, others, len(nodes))
     return Peering(tuple(peers), nodes, frozenset(peer.name for peer in peers) - nodes, tuple(findings))
 
@@ -287,10 +284,8 @@ def _counsel(
 # ------------------------------------------------------------------------------------------------ policies
 
 
-@functools.lru_cache(maxsize=64)
-def _export(mine: tuple[str, ...]) -> Policy:
-    """What is ours, and nothing else."""
-    return Policy((Rule(True, Match(_exactly(mine))),) if mine else (), accept=False)
+# What is ours, and nothing else.
+OWN = Policy((Rule(True, Match(own=True)),), accept=False)
 
 
 @functools.lru_cache(maxsize=64)
@@ -302,28 +297,18 @@ def _export_all(from_routers: frozenset[int]) -> Policy:
 @functools.lru_cache(maxsize=64)
 def _export_nodes(networks: tuple[str, ...], more: tuple[str, ...]) -> Policy:
     """For a reflector's routers: what nodes may announce."""
-    return Policy((Rule(True, Match((*_inside(networks), *_exactly(more)))),), accept=False)
+    nodes = Rule(True, Match((*_inside(networks), *_exactly(more))))
+    return Policy((Rule(True, Match(own=True)), nodes), accept=False)
 
 
 @functools.lru_cache(maxsize=64)
-def _import_nodes(networks: tuple[str, ...], announceable: tuple[str, ...], mine: tuple[str, ...]) -> Policy:
-    """Subnets of the network and what some node may announce, but nothing of our own."""
-    allowed = Rule(True, Match((*_inside(networks), *_exactly(announceable))))
-    return Policy((*((Rule(False, Match(_all_of(mine))),) if mine else ()), allowed), accept=False)
-
-
-@functools.lru_cache(maxsize=64)
-def _import_routers(mine: tuple[str, ...]) -> Policy:
-    """Everything but a default route and our own."""
-    return Policy((Rule(False, Match((*_exactly(_DEFAULT_ROUTES), *_all_of(mine)))),))
+def _import_nodes(networks: tuple[str, ...], announceable: tuple[str, ...]) -> Policy:
+    """Subnets of the network, and what some node may announce."""
+    return Policy((Rule(True, Match((*_inside(networks), *_exactly(announceable)))),), accept=False)
 
 
 def _exactly(prefixes: Iterable[str]) -> tuple[PrefixRange, ...]:
     return tuple(PrefixRange.parse(prefix) for prefix in prefixes)
-
-
-def _all_of(prefixes: Iterable[str]) -> tuple[PrefixRange, ...]:
-    return tuple(PrefixRange.parse(f"{prefix}+") for prefix in prefixes)
 
 
 def _inside(networks: Iterable[str]) -> tuple[PrefixRange, ...]:
