@@ -23,6 +23,7 @@ from netagent.model import Facts, Finding, Lease, Network, Node, NodeRecord, Obj
 RANK_BASE = 0
 RANK_SERVICE = 10
 RANK_PEER = 20
+RANK_RETIRING = 30  # what the service of the previous backend has published: a peer's own plan counts for more
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

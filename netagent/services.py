@@ -43,13 +43,24 @@ class Port:
         self._prefix = f"service/{name}/"
         self._reconciler = reconciler
         self._share = share
+        self._rank = RANK_SERVICE
+        self._published: dict[str, tuple[Object, ...]] = {}
 
     def publish(self, name: str, objects: Iterable[Object]) -> None:
         wanted = tuple(objects)
         if wanted:
-            self._reconciler.put(self._prefix + name, wanted, RANK_SERVICE)
+            self._published[name] = wanted
+            self._reconciler.put(self._prefix + name, wanted, self._rank)
         else:
+            self._published.pop(name, None)
             self._reconciler.drop(self._prefix + name)
+
+    def set_rank(self, rank: int) -> None:
+        """Of all that is published, now and from now on."""
+        if rank != self._rank:
+            self._rank = rank
+            for name, objects in self._published.items():
+                self._reconciler.put(self._prefix + name, objects, rank)
 
     def report(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
@@ -59,8 +70,8 @@ class Port:
 
     def withdraw(self) -> None:
         """Everything that the service published."""
-        for owner in self._reconciler.owners(self._prefix):
-            self._reconciler.drop(owner)
+        for name in list(self._published):
+            self.publish(name, ())
 
 
 class Runner:

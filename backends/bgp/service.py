@@ -29,6 +29,7 @@ from backends.bgp.sessions import Peering, Secret
 from backends.bgp.ways import Ways
 from bgp.aio import Driver, Listen, SetupError
 from bgp.connection import Down, Established
+from bgp.fsm import State
 from bgp.message import Attributes, nlri
 from bgp.message import Family as Afi
 from bgp.message.nlri import address_text, parse_address
@@ -450,7 +451,8 @@ class BgpService:
             return  # of two connections the other one lives
         if self._said.get(name) != down.reason:
             self._said[name] = down.reason
-            log.warning("BGP session with %s: %s", name, down.reason)
+            level = logging.WARNING if down.was is State.ESTABLISHED else logging.INFO
+            log.log(level, "BGP session with %s: %s", name, down.reason)
 
     def _tell_progress(self) -> None:
         """Something moved that `settled`, or the part that we play, may wait for."""
