@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -416,6 +417,9 @@ class Agent:
 
     def objects(self, kinds: Collection[str] = ()) -> Iterator[ObjectView]:
         return views.objects(self, kinds)
+
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        return views.backend_view(self, backend, view, arguments)
 
     async def plan(self) -> Sequence[Step]:
         return views.plan(self)

@@ -170,6 +170,9 @@ class Service(Protocol):
 class Viewer(Protocol):
     """A service that can be asked for more than its status, by `netagent` commands of its own."""
 
-    def view(self, name: str, arguments: Mapping[str, str]) -> Any:
-        """A JSON value, from memory. ConfigError where there is no such view or nothing fits the arguments."""
+    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        """JSON values, from memory; with the argument "text" lines for people instead.
+
+        UsageError where there is no such view or nothing fits the arguments.
+        """
         ...

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from netagent.contract import RANK_SERVICE, STOPPING, Backend, Context, Service, Viewer
-from netagent.errors import ConfigError
+from netagent.errors import UsageError
 from netagent.model import Finding, Lease, NodeRecord, Object
 from netagent.reconcile import Reconciler
 
@@ -123,15 +123,13 @@ class Runner:
         status = self._service.status()
         return {**status, "state": "failed", "error": self._error} if self._error else status
 
-    def view(self, name: str, arguments: Mapping[str, str]) -> Any:
-        """What the service answers. ConfigError if it has no views or not that one."""
+    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        """What the service answers. UsageError if it has no views or not that one."""
         service: object = self._service
         if isinstance(service, Viewer):
             return service.view(name, arguments)
-        raise ConfigError(
-            f"the {self.backend.name} backend has no views",
-            where=self.backend.name,
-            remedy="`netagent status` shows all there is",
+        raise UsageError(
+            f"the {self.backend.name} backend has no views", remedy="`netagent status` shows all there is"
         )
 
     async def leave(self, message: str | None = None) -> None:

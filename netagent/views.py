@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from netagent import __version__
+from netagent.errors import UsageError
 from netagent.health import judged
 from netagent.model import Finding, Lease, Object, Route
 from netagent.plan.compose import announced
@@ -131,6 +132,18 @@ def plan(agent: Agent) -> list[Step]:
             )
         )
     return steps
+
+
+def backend_view(agent: Agent, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    runner = agent.planning.runners.get(backend)
+    if runner is None:
+        composer = agent.planning.composer
+        present = composer.active.backend.name if composer is not None else "none yet"
+        raise UsageError(
+            f"the {backend} backend does not run here",
+            remedy=f"The network's backend is {present}; `netagent init --backend {backend}` would change it",
+        )
+    return runner.view(view, arguments)
 
 
 def findings(agent: Agent) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.bgp import members, roles, sessions
+from backends.bgp import members, roles, sessions, show
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own
 from backends.bgp.planner import guard, tunnel_stands
@@ -137,6 +137,10 @@ class BgpService:
                 self._leases.values(), self._members, self._published, self._missing, self.speaker, self._young
             ),
         }
+
+    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        now = self._driver.now() if self._driver is not None else 0.0
+        return show.view(name, arguments, self.speaker, now, self._published, self._not_installed)
 
     @property
     def speaker(self) -> Speaker | None:
