@@ -71,7 +71,8 @@ def impatient(role: str, wanted: str) -> bool:
 def partners(options: BgpOptions, role: str, wanted: str, others: Mapping[str, Member]) -> dict[str, bool]:
     """The members to have a session with, and whether we reflect for each.
 
-    `role` is the part that we play and `wanted` our target.
+    `role` is the part that we play and `wanted` our target. Reflectors are each other's clients: who plays what is
+    heard late, two that take each other for reflectors would tell neither of the other, and CLUSTER_LIST ends loops.
     """
     ours = {role, wanted}
     found: dict[str, bool] = {}
@@ -79,7 +80,7 @@ def partners(options: BgpOptions, role: str, wanted: str, others: Mapping[str, M
         theirs = {target(options, name, member.labels), member.role}
         both = ours | theirs
         if MESH in both or REFLECTOR in both:
-            found[name] = REFLECTOR in ours and REFLECTOR not in theirs
+            found[name] = REFLECTOR in ours
     return found
 
 
