@@ -18,6 +18,7 @@ from netagent.model import Family, Lease, NodeRecord
 BACKEND = "bgp"
 AS_ATTRIBUTE = "bgp.as"
 ROLE_ATTRIBUTE = "bgp.role"
+VIA_ATTRIBUTE = "bgp.via"
 
 
 class BgpData(msgspec.Struct, frozen=True, gc=False):
@@ -30,12 +31,16 @@ _decode = msgspec.json.Decoder(BgpData).decode
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that speaks BGP. `role` is what it says that it plays now, "" where it has not said."""
+    """A node that speaks BGP. `role` is what it says that it plays now, "" where it has not said.
+
+    `via`: the reflectors that, as it says, have told it everything.
+    """
 
     name: str
     id: str
     asn: int
     role: str = ""
+    via: tuple[str, ...] = ()
     v4: str | None = None
     v6: str | None = None
     labels: tuple[str, ...] = ()
@@ -46,13 +51,18 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         return self.v4 if family == 4 else self.v6
 
 
-def shared(asn: int, role: str) -> dict[str, str]:
+def shared(asn: int, role: str, via: Iterable[str] = ()) -> dict[str, str]:
     """What this node writes into its record; `role` "": it speaks BGP no longer."""
-    return {AS_ATTRIBUTE: str(asn) if role else "", ROLE_ATTRIBUTE: role}
+    return {AS_ATTRIBUTE: str(asn) if role else "", ROLE_ATTRIBUTE: role, VIA_ATTRIBUTE: ",".join(via)}
 
 
 def role_in(record: NodeRecord | None) -> str:
     return record.attributes.get(ROLE_ATTRIBUTE, "") if record is not None else ""
+
+
+def via_in(record: NodeRecord | None) -> tuple[str, ...]:
+    text = record.attributes.get(VIA_ATTRIBUTE, "") if record is not None else ""
+    return tuple(name for name in text.split(",") if name)
 
 
 def members(
@@ -72,6 +82,7 @@ def members(
             id=lease.node_id or (record.id if record is not None else ""),
             asn=said or _asn_of(lease) or options.asn_of(name, labels),
             role=role_in(record),
+            via=via_in(record),
             v4=lease.public_ip,
             v6=lease.public_ip6,
             labels=labels,
@@ -87,6 +98,7 @@ def members(
             id=record.id,
             asn=asn,
             role=role_in(record),
+            via=via_in(record),
             v4=next((a for a in record.addresses if ":" not in a), None),
             v6=next((a for a in record.addresses if ":" in a), None),
             labels=record.labels,

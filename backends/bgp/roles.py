@@ -52,9 +52,8 @@ def may_play(options: BgpOptions, role: str, wanted: str, others: Mapping[str, M
         return True
     if wanted == REFLECTOR:
         return True  # reflecting takes nothing from anybody
-    needed = role == REFLECTOR and any(member.role == CLIENT for member in others.values())
-    if needed and not any(_reflecting(options, member) for member in others.values()):
-        return False  # its clients have nobody else
+    if role == REFLECTOR and not all(_served(options, member, others) for member in others.values()):
+        return False  # somebody has nobody else
     if wanted == MESH:
         meshed = (name for name, m in others.items() if MESH in (m.role, target(options, name, m.labels)))
         return all(name in seen.members for name in meshed)
@@ -82,6 +81,22 @@ def partners(options: BgpOptions, role: str, wanted: str, others: Mapping[str, M
         if MESH in both or REFLECTOR in both:
             found[name] = REFLECTOR in ours
     return found
+
+
+def via(options: BgpOptions, before: Collection[str], others: Mapping[str, Member], seen: Seen) -> tuple[str, ...]:
+    """The reflectors by our options that have told us everything at some time: what our record says of them."""
+    return tuple(
+        sorted(
+            name
+            for name, member in others.items()
+            if options.reflects(name, member.labels) and (name in seen.members or name in before)
+        )
+    )
+
+
+def _served(options: BgpOptions, member: Member, others: Mapping[str, Member]) -> bool:
+    """Whether a node can do without us as its reflector."""
+    return member.role != CLIENT or any(name in others and _reflecting(options, others[name]) for name in member.via)
 
 
 def _reflecting(options: BgpOptions, member: Member) -> bool:

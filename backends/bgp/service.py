@@ -67,6 +67,7 @@ class BgpService:
         self._members: dict[str, Member] = {}
         self._role = ""
         self._wanted = ""
+        self._via: tuple[str, ...] = ()
         self._able_since: float | None = None  # when the wanted part could first be played
         self._wanted_since = 0.0
         self._secrets: dict[str, Secret] = {}
@@ -202,16 +203,16 @@ class BgpService:
         if context is None:
             return None
         told = self._told
-        if told == self._done and self._driver is not None and self._role == self._wanted and not self._trouble:
+        options: BgpOptions = context.options
+        if told == self._done and self._driver is not None and not self._moving(options) and not self._trouble:
             self._report()
             return self._next()
-        options: BgpOptions = context.options
         node = context.node
         own = self._own = options.own(node.name, node.labels)
         self._members = members.members(options, node.name, self._records, self._leases.values())
         await self._read_secrets(options, own)
         self._play(options, context)
-        if (shared := members.shared(own.asn, self._role)) != self._shared:
+        if (shared := members.shared(own.asn, self._role, self._via)) != self._shared:
             self._shared = shared
             await self._port.share(shared)
         config = sessions.speaker(context, own)
@@ -236,11 +237,14 @@ class BgpService:
         if not self._role:
             said = members.role_in(self._records.get(node.name))
             self._role = said if said in roles.ROLES else wanted
+            self._via = members.via_in(self._records.get(node.name))
+        seen = self._seen(now)
+        self._via = roles.via(options, self._via, self._members, seen)
         if wanted != self._wanted:
             self._wanted, self._wanted_since, self._able_since = wanted, now, None
         if self._role == wanted:
             return
-        if not roles.may_play(options, self._role, wanted, self._members, self._seen(now)):
+        if not roles.may_play(options, self._role, wanted, self._members, seen):
             self._able_since = None
             if not roles.impatient(self._role, wanted) or now - self._wanted_since < roles.PATIENCE:
                 return
@@ -250,6 +254,13 @@ class BgpService:
                 return
         log.info("this node was %s in BGP, and is %s now", self._role, wanted)
         self._role, self._able_since = wanted, None
+
+    def _moving(self, options: BgpOptions) -> bool:
+        """Whether our part, or what our record says of it, is about to change."""
+        if self._role != self._wanted:
+            return True
+        seen = self._seen(asyncio.get_running_loop().time())
+        return bool(options.reflectors) and roles.via(options, self._via, self._members, seen) != self._via
 
     def _seen(self, now: float) -> Seen:
         if self._driver is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,11 +30,8 @@ class Node:
         self.name = name
         self.options = options
         self.role = roles.target(options, name, ())
-        self.heard = {
-            other: Member(name=other, id=other, asn=1, role=roles.target(options, other, ()), v4="192.0.2.1")
-            for other in names
-            if other != name
-        }
+        self.via = tuple(other for other in names if other != name and options.reflects(other, ()))
+        self.heard: dict[str, Member] = {}
 
     @property
     def wanted(self) -> str:
@@ -51,6 +47,13 @@ class Cluster:
         names = [f"n{number}" for number in range(size)]
         self.nodes = {name: Node(name, options, names) for name in names}
         self.options = options
+        for node in self.nodes.values():
+            node.heard = {other: self.record(other) for other in names if other != node.name}
+
+    def record(self, name: str) -> Member:
+        """What a node says of itself now."""
+        node = self.nodes[name]
+        return Member(name=name, id=name, asn=1, role=node.role, via=node.via, v4="192.0.2.1")
 
     def sessions(self) -> dict[str, dict[str, bool]]:
         """For each node its standing sessions, and whether it reflects for the other end."""
@@ -66,13 +69,20 @@ class Cluster:
             for two in self.nodes:
                 if one == two or two in sessions[one]:
                     continue
-                through = [
-                    middle
-                    for middle in self.nodes
-                    if one in sessions[middle] and two in sessions[middle]
-                    if sessions[middle][one] or sessions[middle][two]
-                ]
-                assert through, f"{one} does not know {two}: {self.roles()}"
+                assert two in self.knowing(one, sessions), f"{two} does not know {one}: {self.roles()}"
+
+    def knowing(self, origin: str, sessions: dict[str, dict[str, bool]]) -> set[str]:
+        """Who has the route of `origin`: with a session with it, or told by one who reflects."""
+        told = dict.fromkeys(sessions[origin], origin)  # node -> from whom
+        ahead = list(told)
+        while ahead:
+            node = ahead.pop()
+            source = told[node]
+            for other, client in sessions[node].items():
+                if other not in told and other != origin and (client or sessions[node][source]):
+                    told[other] = node
+                    ahead.append(other)
+        return set(told)
 
     def roles(self) -> dict[str, tuple[str, str]]:
         return {name: (node.role, node.wanted) for name, node in self.nodes.items()}
@@ -85,9 +95,10 @@ class Cluster:
             node.options = self.options
         elif what < 0.7:
             other = self.nodes[self.random.choice(list(node.heard))]
-            node.heard[other.name] = msgspec.structs.replace(node.heard[other.name], role=other.role)
+            node.heard[other.name] = self.record(other.name)
         else:
             seen = roles.Seen(self.sessions()[node.name])
+            node.via = roles.via(node.options, node.via, node.heard, seen)
             if roles.may_play(node.options, node.role, node.wanted, node.heard, seen):
                 node.role = node.wanted
 
@@ -95,7 +106,7 @@ class Cluster:
         return all(
             node.options == self.options
             and node.role == node.wanted
-            and all(member.role == self.nodes[name].role for name, member in node.heard.items())
+            and all(member == self.record(name) for name, member in node.heard.items())
             for node in self.nodes.values()
         )
 
