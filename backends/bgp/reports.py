@@ -19,23 +19,23 @@ LONG_DOWN = 15.0
 class Problem(NamedTuple):
     """Why the speaker cannot do its work on this host."""
 
-    code: str
+    listening: bool
     text: str
     port: int
 
     @classmethod
     def of(cls, error: SetupError, port: int) -> Problem:
         text = str(error)
-        return cls("bgp-port" if text.startswith("cannot listen") else "bgp-socket", text, port)
+        return cls(text.startswith("cannot listen"), text, port)
 
     def finding(self) -> Finding:
         remedy = "see `ss -ltnp` for who has it; `Port` in the network's configuration sets another, for all nodes"
         return Finding(
-            code=self.code,
+            code="bgp-port" if self.listening else "bgp-socket",
             subject=f"port {self.port}",
             severity="error",
-            message=f"nobody can open a BGP session with this node: {self.text}",
-            remedy=remedy if self.code == "bgp-port" else "do as the message says; it is tried again by itself",
+            message=f"no BGP session can be opened {'by peers' if self.listening else 'as asked'}: {self.text}",
+            remedy=remedy if self.listening else "do as the message says; it is tried again by itself",
         )
 
 

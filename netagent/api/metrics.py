@@ -140,7 +140,7 @@ def _service(status: Status) -> Iterator[Metric]:
     kind, service = status.backend.type, status.backend.service
     yield _labelled(
         "netagent_service_up",
-        "1 when the backend's running part (the udp engine) runs; no sample where there is none.",
+        "1 when the backend's running part (the udp engine, the BGP speaker) runs; no sample where there is none.",
         {"backend": kind},
         service.get("state") == "running" if service else None,
     )
