@@ -31,6 +31,8 @@ BODY = struct.Struct("!8sI")  # MAGIC, index of the probe
 ECHO = {4: (8, 0), 6: (128, 129)}
 IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
 IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE = 23, 3
+SO_RCVBUFFORCE = 33
+BUFFER = 4 << 20  # bytes of replies that wait while this process has no turn: they arrived, and are not lost
 GRACE = 0.02  # how long the loop stays with one pair before it goes on (seconds)
 
 
@@ -64,6 +66,10 @@ class Pinger:
             made = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
             if self.whole:
                 made.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        except OSError:  # in a user namespace: what net.core.rmem_max allows
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         made.setblocking(False)
         self.sockets[netns, family] = made
         self.by_fd[made.fileno()] = (made, family)
@@ -96,6 +102,13 @@ class Pinger:
                 self._take(*self.by_fd[fd], now)
             if now >= until:
                 return
+
+    def drain(self) -> None:
+        """Take in what has arrived, without waiting."""
+        while events := self.poll.poll(0):
+            now = time.perf_counter()
+            for fd, _ in events:
+                self._take(*self.by_fd[fd], now)
 
     def _take(self, source: socket.socket, family: int, now: float) -> None:
         try:
@@ -146,6 +159,7 @@ def flow(request: dict[str, Any]) -> list[dict[str, float]]:
             if not pinger.send(probe, netns, address):
                 pinger.sent[probe] = time.perf_counter()  # not even a route: as lost as lost can be
             probe += 1
+        pinger.drain()  # also when this turn is late and the next is due already
         due += request["interval"]
         while (now := time.perf_counter()) < due:
             pinger.receive(due)

@@ -47,6 +47,7 @@ def subnet(node: Node) -> str:
     return node.subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/24")
 
 
+@pytest.mark.slow
 async def test_a_mesh_of_ten() -> None:
     async with Lab(nodes=10, backend="bgp") as lab:
         await lab.ready(backend="bgp")
@@ -61,6 +62,7 @@ async def test_a_mesh_of_ten() -> None:
         assert "9 of 9 BGP sessions up" in (await lab["h1"].exec("netagent", "status")).out
 
 
+@pytest.mark.slow
 async def test_of_two_reflectors_one_is_killed() -> None:
     async with Lab(nodes=4, backend=REFLECTED, extra=("--alive-ttl", "3")) as lab:
         await lab.ready(backend="bgp")
@@ -106,7 +108,15 @@ async def test_from_mesh_to_reflectors_and_back_loses_no_packet() -> None:
         assert (await lab["h1"].status()).verdict.state == "healthy"
 
 
-@pytest.mark.parametrize("backend", ["bgp", {"Type": "bgp", "Encapsulation": "vxlan"}, REFLECTED], ids=str)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "bgp",
+        pytest.param({"Type": "bgp", "Encapsulation": "vxlan"}, marks=pytest.mark.slow),
+        pytest.param(REFLECTED, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 async def test_restart_and_crash_of_the_agent_lose_no_packet(backend: Any) -> None:
     async with Lab(nodes=3, backend=backend) as lab:
         await lab.ready(backend="bgp")
@@ -123,6 +133,7 @@ async def test_restart_and_crash_of_the_agent_lose_no_packet(backend: Any) -> No
             assert (await node.exec("netagent", "plan")).out.strip() == "nothing to do"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encapsulation", ["none", "vxlan"])
 async def test_a_node_cut_off_from_etcd_alone_keeps_its_sessions(encapsulation: str) -> None:
     """For three TTLs of its lease, which ends meanwhile: packets flow on, and nobody drops a session."""
@@ -197,6 +208,7 @@ async def test_a_dead_nodes_routes_go_with_its_lease() -> None:
         assert (await lab.ping()).ok
 
 
+@pytest.mark.slow
 async def test_an_occupied_port_is_told_with_its_holder() -> None:
     async with Lab(nodes=2, backend="bgp") as lab:
         await lab.ready(backend="bgp")

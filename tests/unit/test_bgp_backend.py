@@ -56,8 +56,14 @@ def context(
         options=parse(raw or {}).value,
         node=Node(
             **{
-                "name": "h1", "id": "1" * 32, "uplink": "eth0", "mtu": 1500, "labels": labels,
-                "public_ip": "192.168.50.11", "local_ip": "192.168.50.11", "v4": "10.5.59.0/24",
+                "name": "h1",
+                "id": "1" * 32,
+                "uplink": "eth0",
+                "mtu": 1500,
+                "labels": labels,
+                "public_ip": "192.168.50.11",
+                "local_ip": "192.168.50.11",
+                "v4": "10.5.59.0/24",
                 **({"public_ip6": "fd50::11", "local_ip6": "fd50::11", "v6": "fc00:5:0:1::/64"} if v6 else {}),
                 **more,
             }
@@ -93,8 +99,16 @@ def test_everything_is_read_in_any_case() -> None:
         "Nodes": [{"Match": "rack=r1", "AS": 65011, "Routers": [{"Address": "192.168.60.1", "AS": 65000}]}],
         "Routers": [
             {
-                "Name": "tor", "Address": "192.168.50.1", "AS": 65000, "TTLSecurity": 1, "NextHop": "self",
-                "AllowOwnAS": 1, "LocalAS": 64999, "PasswordFile": "/etc/tor", "HoldTime": 9, "MaxPrefixes": 5,
+                "Name": "tor",
+                "Address": "192.168.50.1",
+                "AS": 65000,
+                "TTLSecurity": 1,
+                "NextHop": "self",
+                "AllowOwnAS": 1,
+                "LocalAS": 64999,
+                "PasswordFile": "/etc/tor",
+                "HoldTime": 9,
+                "MaxPrefixes": 5,
             }
         ],
     }
@@ -349,8 +363,16 @@ def test_a_router_is_told_what_is_ours_and_gets_its_settings() -> None:
     raw = {
         "Routers": [
             {
-                "Name": "tor", "Address": "192.168.50.1", "AS": 65000, "TTLSecurity": 1, "NextHop": "keep",
-                "PasswordFile": "/etc/tor", "AllowOwnAS": 2, "LocalAS": 64999, "Passive": True, "MaxPrefixes": 9,
+                "Name": "tor",
+                "Address": "192.168.50.1",
+                "AS": 65000,
+                "TTLSecurity": 1,
+                "NextHop": "keep",
+                "PasswordFile": "/etc/tor",
+                "AllowOwnAS": 2,
+                "LocalAS": 64999,
+                "Passive": True,
+                "MaxPrefixes": 9,
             }
         ]
     }
