@@ -34,6 +34,9 @@ from bgp.message.codes import OpenError
 LARGE_HOLD_TIME = 240.0
 """Seconds that a peer has for its OPEN (section 8.2.2)."""
 
+_UNREAD = 1.0
+"""Seconds within which what lies unread is read."""
+
 _ONLY_HOLD = TABLE[State.ESTABLISHED][Event.UPDATE]
 assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
 
@@ -211,6 +214,11 @@ class Connection:
                     return
         except RemoteError as error:
             self._refuse(error, now)
+
+    def unread(self, now: float) -> None:
+        """Octets have come that are not received yet. While they wait, nobody knows that the peer is silent."""
+        if self._hold_at is not None and self._hold_at <= now:
+            self._hold_at = now + _UNREAD
 
     def deadline(self) -> float | None:
         """When `expire` is to be called next."""

@@ -16,6 +16,7 @@ from bgp.message.attribute_decoding import Fault
 from bgp.policy import Policy
 from bgp.route import Kind, Source
 from bgp.session import Session
+from bgp.transport import DEFAULT_TRANSPORT, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class PeerConfig:
     """In each family; one more and the session ends, and stays down until it is started again."""
     warn_at: float = 0.8
     """The share of `most_prefixes` at which a warning is given."""
+    transport: Transport = DEFAULT_TRANSPORT
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""

@@ -7,6 +7,7 @@ is done per prefix and batch, however often a peer changes its mind in between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from bgp.decision import Metric, decide
 from bgp.message import Attributes, Family
@@ -102,12 +103,27 @@ class Rib:
 
     # --------------------------------------------------------------------------------------------- what comes out
 
-    def take_changes(self) -> dict[bytes, Chosen]:
-        """Each prefix whose choice has changed since the last call, with what is chosen now."""
+    @property
+    def pending(self) -> bool:
+        """Whether a prefix is marked."""
+        return bool(self._marked)
+
+    def take_changes(self, most: int | None = None) -> dict[bytes, Chosen]:
+        """Each prefix whose choice has changed since the last call, with what is chosen now.
+
+        At most so many are decided, those marked first; the others stay marked.
+        """
         changes: dict[bytes, Chosen] = {}
         candidates, chosen = self._candidates, self.chosen
         metric, paths = self.metric, self.paths
-        for prefix in self._marked:
+        marked = self._marked
+        if most is None or most >= len(marked):
+            self._marked = {}
+        else:
+            marked = dict.fromkeys(islice(marked, most))
+            for prefix in marked:
+                del self._marked[prefix]
+        for prefix in marked:
             known = candidates.get(prefix)
             new = decide(known, metric, paths) if known else ()
             if new == chosen.get(prefix, ()):
@@ -117,7 +133,6 @@ class Rib:
                 chosen[prefix] = new
             else:
                 del chosen[prefix]
-        self._marked.clear()
         return changes
 
     def next_hops_changed(self, next_hops: Iterable[bytes]) -> None:

@@ -147,6 +147,10 @@ class Session:
         self._connections[direction].receive(data, now, lambda connection: self._survives(connection, now))
         self._after(now)
 
+    def unread(self, direction: Direction, now: float) -> None:
+        """Octets have come on a connection and wait to be received."""
+        self._connections[direction].unread(now)
+
     def deadline(self) -> float | None:
         """When `expire` is to be called; None while nothing is awaited."""
         deadlines = (self._outgoing.deadline(), self._incoming.deadline(), self._start_at)

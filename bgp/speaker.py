@@ -18,11 +18,21 @@ time is over; back again, it must announce them anew. When we restart, nothing i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from bgp.adj_rib_out import UpdateGroup
-from bgp.connection import Direction, Down, Established, Negotiated, Output, RefreshRequested
+from bgp.connection import (
+    Close,
+    Connect,
+    Direction,
+    Down,
+    Established,
+    Negotiated,
+    Output,
+    RefreshRequested,
+    Send,
+)
 from bgp.decision import Metric
 from bgp.export import ExportSettings
 from bgp.fsm import State
@@ -43,6 +53,7 @@ from bgp.peer import Peer, PeerConfig, SpeakerConfig, capabilities, session_sett
 from bgp.rib import Chosen, Rib
 from bgp.route import Kind, Source
 from bgp.session import Session
+from bgp.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +69,12 @@ class PrefixLimit:
 _SETTLED = 10.0
 """Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
 
-Told = tuple[str, Output | PrefixLimit]
+News = Established | Down | PrefixLimit
+Told = tuple[str, Connect | Send | Close | News]
 """The peer's name, and what is to be done or has happened."""
+
+AT_ONCE = 5000
+"""Prefixes of a family that one `take` decides: some 50 ms of work."""
 
 
 class Speaker:
@@ -163,6 +178,13 @@ class Speaker:
 
     # ---------------------------------------------------------------------------------------------------- the world
 
+    def incoming(self, address: bytes, now: float) -> str | None:
+        """The name of the peer that may connect from this address; None: nobody may."""
+        for name, peer in self.peers.items():
+            if peer.config.address == address:
+                return name
+        return None
+
     def accepted(self, name: str, now: float) -> bool:
         """A peer has connected. False: the caller closes that connection; Session.refusal() is what to say."""
         peer = self.peers.get(name)
@@ -199,6 +221,21 @@ class Speaker:
             peer.session.receive(direction, data, now)
             self._touched(peer, now)
 
+    def unread(self, name: str, direction: Direction, now: float) -> None:
+        """Octets have come that could not be given to `receive` yet: the peer is not to be held for silent."""
+        if peer := self.peers.get(name):
+            peer.session.unread(direction, now)
+
+    def transports(self) -> Iterator[tuple[bytes, int | None, Transport]]:
+        """For the listening sockets: the address of each peer, None, and its transport."""
+        for peer in self.peers.values():
+            yield peer.config.address, None, peer.config.transport
+
+    @property
+    def pending(self) -> bool:
+        """Whether `take` has left something undecided for its next call."""
+        return any(rib.pending for family, rib in self.ribs.items() if family not in self._awaited)
+
     def deadline(self) -> float | None:
         """When `expire` is to be called next, or earlier."""
         ends = [self._deferral_ends] if self._awaited else []
@@ -221,10 +258,14 @@ class Speaker:
             self._restarted()
 
     def take(self, now: float) -> list[Told]:
-        """Decide what has been left undecided, and give all that is to be done and known, in order."""
-        self._flush()
-        for name in self._joining.copy():
-            self._join(self.peers[name])
+        """Decide what has been left undecided, and give all that is to be done and known, in order.
+
+        At most AT_ONCE prefixes of a family are decided; `pending` says whether some are left for another call.
+        """
+        self._flush(AT_ONCE)
+        if not self.pending:
+            for name in self._joining.copy():
+                self._join(self.peers[name])
         for name in self._sent_to:
             self._touched(self.peers[name], now)
         self._sent_to.clear()
@@ -257,15 +298,14 @@ class Speaker:
     def _hear(self, peer: Peer, output: Output, now: float) -> None:
         if isinstance(output, Update):
             self._update(peer, output, now)
-            return
-        if isinstance(output, RefreshRequested):
+        elif isinstance(output, RefreshRequested):
             self._dump(peer, output.family)
-            return
-        if isinstance(output, Established):
-            self._came_up(peer, output.negotiated, now)
-        elif isinstance(output, Down) and output.was is State.ESTABLISHED:
-            self._went_down(peer, output, now)
-        self._outputs.append((peer.name, output))
+        else:
+            if isinstance(output, Established):
+                self._came_up(peer, output.negotiated, now)
+            elif isinstance(output, Down) and output.was is State.ESTABLISHED:
+                self._went_down(peer, output, now)
+            self._outputs.append((peer.name, output))
 
     def _update(self, peer: Peer, update: Update, now: float) -> None:
         source = peer.source
@@ -351,12 +391,12 @@ class Speaker:
 
     # ------------------------------------------------------------------------------------------- what peers are told
 
-    def _flush(self) -> None:
+    def _flush(self, most: int | None = None) -> None:
         """Decide what is marked, and tell the groups."""
         for family, rib in self.ribs.items():
             if family in self._awaited:
                 continue
-            changes = rib.take_changes()
+            changes = rib.take_changes(most)
             if changes:
                 self._changes[family].update(changes)
                 for group in self.groups.values():
