@@ -11,6 +11,7 @@ from itertools import islice
 
 from bgp.decision import Metric, decide
 from bgp.message import Attributes, Family
+from bgp.policy import PrefixRange
 from bgp.route import Route, Source
 
 Chosen = tuple[Route, ...]
@@ -65,6 +66,14 @@ class Rib:
             if stale:
                 stale.pop(prefix, None)
             marked[prefix] = None
+
+    def replace(self, source: Source, prefix: bytes, attributes: Attributes, rejected: str) -> None:
+        """Another judgement of what the source has said; whether that is stale is another matter."""
+        old = self._received[source][prefix]
+        route = self._received[source][prefix] = Route(source, attributes, old.received, rejected)
+        known = self._candidates[prefix]
+        known[known.index(old)] = route
+        self._marked[prefix] = None
 
     def withdraw(self, source: Source, prefixes: Iterable[bytes]) -> None:
         """The source takes these prefixes back; those that it has not given are passed over."""
@@ -155,6 +164,23 @@ class Rib:
     def candidates(self, prefix: bytes) -> tuple[Route, ...]:
         """All routes of a prefix, in no order."""
         return tuple(self._candidates.get(prefix, ()))
+
+    def at(self, prefix: bytes) -> Iterator[tuple[Source, bytes, Route]]:
+        """Each source's route to a prefix."""
+        for route in self._candidates.get(prefix, ()):
+            yield route.source, prefix, route
+
+    def within(self, prefix: bytes) -> Iterator[tuple[Source, bytes, Route]]:
+        """The same for all that lies inside, the prefix itself included."""
+        longest = 32 if self.family is Family.IPV4 else 128
+        inside = PrefixRange(self.family, prefix, prefix[0], longest)
+        for each in self._candidates:
+            if inside.matches(self.family, each):
+                yield from self.at(each)
+
+    def stale(self, source: Source) -> int:
+        """How many routes of a source that restarts it has not announced anew yet."""
+        return len(self._stale.get(source, ()))
 
     def best(self) -> Iterator[tuple[bytes, Route]]:
         """Each prefix with its best route."""
