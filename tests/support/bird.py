@@ -109,7 +109,8 @@ class Bird(Router):
     def _configuration(self) -> Iterator[str]:
         site = self.site
         yield f'log "{self.directory}/bird.log" all;'
-        yield "debug protocols { states, events };"
+        if not site.options.get("quiet"):
+            yield "debug protocols { states, events };"
         yield f"router id {site.identifier};"
         yield "graceful restart wait 20;"
         yield "protocol device { scan time 10; }"
@@ -124,8 +125,9 @@ class Bird(Router):
             yield f"protocol bgp {_name(peering.address)} {{"
             local = site.address6 if ":" in peering.address else site.address
             yield f"  local {local} as {peering.local_asn or site.asn}; neighbor {peering.address} as {peering.asn};"
-            yield f"  hold time {peering.hold_time}; connect retry time 1; connect delay time 1; error wait time 1, 2;"
-            yield f"  error forget time 1; {f'multihop {peering.multihop};' if peering.multihop else 'direct;'}"
+            yield f"  hold time {peering.hold_time}; connect retry time 1; connect delay time 1;"
+            yield "  error wait time 1, 2; error forget time 1;"
+            yield f"  multihop {peering.multihop};" if peering.multihop else "  direct;"
             if peering.client:
                 yield "  rr client;" + (f" rr cluster id {site.cluster_id};" if site.cluster_id else "")
             if peering.passive:

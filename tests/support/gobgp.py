@@ -21,8 +21,9 @@ class GoBgp(Router):
         (self.directory / "gobgpd.toml").write_text("\n".join(self._configuration()) + "\n")
         (self.directory / "ctl").unlink(missing_ok=True)
         flags = ["-r"] if recovering else []
+        flags += ["-l", "info" if self.site.options.get("quiet") else "debug"]
         await self.spawn(
-            *("gobgpd", "-f", str(self.directory / "gobgpd.toml"), "-l", "debug", "--pprof-disable", *flags),
+            *("gobgpd", "-f", str(self.directory / "gobgpd.toml"), "--pprof-disable", *flags),
             *("--api-hosts", f"unix://{self.directory}/ctl"),
         )
         self._told = False
@@ -102,7 +103,8 @@ class GoBgp(Router):
         yield f'[global.config]\nas = {site.asn}\nrouter-id = "{site.identifier}"'
         for peering in site.peerings:
             local = site.address6 if ":" in peering.address else site.address
-            yield f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{peering.address}"\npeer-as = {peering.asn}'
+            yield f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{peering.address}"'
+            yield f"peer-as = {peering.asn}"
             if peering.local_asn:
                 yield f"local-as = {peering.local_asn}"
             if peering.password:

@@ -231,11 +231,8 @@ class Router(ABC):
 
     def log(self) -> str:
         """The end of what it has written."""
-        parts = []
-        for path in sorted(self.directory.glob("*")):
-            if path.is_file() and (path.suffix == ".log" or path.name == "output"):
-                parts.append(f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-40:]))
-        return "\n".join(parts)
+        files = [path for path in sorted(self.directory.glob("*")) if path.suffix == ".log" or path.name == "output"]
+        return "\n".join(f"--- {path.name}\n{_end_of(path)}" for path in files)
 
     # -------------------------------------------------------------------------------------------- waiting
 
@@ -250,12 +247,10 @@ class Router(ABC):
 
     async def told(self) -> str:
         """All it says of itself, for a failure's message."""
-        lines = []
+        lines: list[str] = []
         with contextlib.suppress(Exception):
-            for peering in self.site.peerings:
-                lines.append(f"{peering.address}: {await self.peer(peering.address)}")
-            for family in FAMILIES:
-                lines.append(f"{family}: {await self.routes(family)}")
+            lines += [f"{each.address}: {await self.peer(each.address)}" for each in self.site.peerings]
+            lines += [f"{family}: {await self.routes(family)}" for family in FAMILIES]
         return "\n".join([*lines, self.log()])
 
     async def established(self, *addresses: str, timeout: float = TIMEOUT) -> None:
@@ -299,6 +294,10 @@ class Router(ABC):
             return prefix not in await self.routes(family)
 
         await self.until(f"no route to {prefix}", gone, timeout)
+
+
+def _end_of(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-40:])
 
 
 def need_daemon(program: str) -> None:
