@@ -6,6 +6,7 @@ only thing in which the members of a group differ, so each piece of a batch carr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from bgp.export import ExportSettings, export
@@ -78,6 +79,7 @@ class UpdateGroup:
         """Prefixes whose attributes do not fit into a message, and why: nobody is told of them."""
         self._told: dict[Family, dict[bytes, _Told]] = {family: {} for family in settings.families}
         self._dump: dict[Family, Batch] = {}
+        self._counts: dict[Family, Counter[Source]] = {}
 
     def fill(self, rib: Rib) -> None:
         """Take in a table as it is: for a new group, which has no members yet."""
@@ -121,6 +123,7 @@ class UpdateGroup:
         pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
         if changes:
             self._dump.pop(family, None)
+            self._counts.pop(family, None)
         return Batch(pieces, {source: encode_withdrawal(family, some) for source, some in only.items()})
 
     def everything(self, family: Family) -> Batch:
@@ -151,6 +154,20 @@ class UpdateGroup:
         for prefix, (attributes, source) in self._told.get(family, {}).items():
             if source is not member and prefix not in self.failures:
                 yield prefix, attributes
+
+    def has_told(self, family: Family, prefix: bytes, member: Source) -> bool:
+        """Whether a member has been told of a prefix."""
+        told = self._told.get(family, {}).get(prefix)
+        return told is not None and told[1] is not member and prefix not in self.failures
+
+    def count(self, family: Family, member: Source) -> int:
+        """Of how many prefixes a member has been told."""
+        told = self._told.get(family, {})
+        by_source = self._counts.get(family)
+        if by_source is None:
+            by_source = Counter(source for prefix, (_, source) in told.items() if prefix not in self.failures)
+            self._counts[family] = by_source
+        return by_source.total() - by_source[member]
 
     def _others(self, source: Source) -> bool:
         """Whether anybody is to be told of what comes from `source`."""

@@ -329,7 +329,8 @@ class Connection:
             self._outputs.append(Established(negotiated))
         elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
             self._outputs.append(Down(self.direction, was, self._reason, sent, self._received, self.received_open))
-            self._recorder.note(f"down in {was.name}, {self.direction.value}: {self._reason}", now)
+            if was is not State.ACTIVE:  # who only waited has nothing to tell
+                self._recorder.note(f"down in {was.name}, {self.direction.value}: {self._reason}", now)
             self._forget()
 
     def _carry_out(self, action: Action, now: float) -> None:

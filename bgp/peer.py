@@ -104,6 +104,8 @@ class Peer:
         """When the session came up or went down."""
         self.faults: dict[Fault, int] = {}
         """What was wrong with its UPDATEs, and how often; the oldest kind is forgotten beyond a hundred."""
+        self.malformed = 0
+        """UPDATEs with something wrong."""
         self.warned: set[Family] = set()
         self.scheduled: float | None = None
         self.restart_ends: float | None = None
@@ -148,6 +150,7 @@ class Peer:
         )
 
     def remember(self, faults: Iterable[Fault]) -> None:
+        self.malformed += 1
         for fault in faults:
             self.faults[fault] = self.faults.pop(fault, 0) + 1
             if len(self.faults) > 100:

@@ -161,6 +161,10 @@ class Rib:
         """Adj-RIB-In of a source, rejected routes included. Not to be changed."""
         return self._received.get(source, {})
 
+    def prefixes(self) -> Iterable[bytes]:
+        """All that somebody has a route to, used or not."""
+        return self._candidates
+
     def candidates(self, prefix: bytes) -> tuple[Route, ...]:
         """All routes of a prefix, in no order."""
         return tuple(self._candidates.get(prefix, ()))

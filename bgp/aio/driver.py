@@ -27,6 +27,8 @@ from bgp.speaker import News, Speaker
 
 _SLICE = 0.01
 """Seconds of reading before the loop has its turn again."""
+_HIGH, _LOW = 1 << 20, 1 << 18
+"""Octets waiting for a peer beyond which it is told nothing new, and down to which it must have read to be told."""
 _LINGERING = 1024
 """Connections at most that are closed but still have something to say; beyond that the oldest is cut off."""
 
@@ -188,6 +190,8 @@ class Driver:
         for channel in touched:
             if channel in self._names:
                 channel.flush()
+                if channel.waiting > _HIGH:
+                    speaker.hold(self._names[channel][0])
         changes = speaker.take_changes()
         if any(changes.values()):
             self._on_changes(changes)
@@ -293,6 +297,10 @@ class Driver:
 
     def _progress(self, channel: Channel) -> None:
         """The kernel has taken something that was waiting."""
+        key = self._names.get(channel)
+        if key and channel.waiting <= _LOW:
+            self.speaker.release(key[0])
+            self._schedule()
 
     def _close(self, name: str, way: Direction) -> None:
         if way is Direction.OUTGOING:

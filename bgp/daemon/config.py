@@ -11,8 +11,9 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from bgp.daemon.errors import ConfigError
 from bgp.daemon.policies import community, large_community, policies_from
-from bgp.daemon.tables import ConfigError, Table
+from bgp.daemon.tables import Table
 from bgp.message import Attributes, Family, LocalError, nlri
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import Policy

@@ -9,14 +9,10 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from bgp.message.errors import BgpError
+from bgp.daemon.errors import ConfigError
 
 T = TypeVar("T")
 _MISSING: Any = object()
-
-
-class ConfigError(BgpError):
-    """One sentence for the operator."""
 
 
 class Table:
