@@ -64,9 +64,7 @@ async def test_routes_come_and_go(routers: Routers, theirs: type[Router]) -> Non
 
 
 async def test_med_goes_to_the_neighbouring_as(routers: Routers, theirs: type[Router]) -> None:
-    _, other = await routers.pair(
-        (Ours, 65001), (theirs, 65002), networks=((Network("10.1.0.0/24", med=77),), ())
-    )
+    _, other = await routers.pair((Ours, 65001), (theirs, 65002), networks=((Network("10.1.0.0/24", med=77),), ()))
     assert (await other.has("10.1.0.0/24")).med == 77
 
 
