@@ -189,23 +189,30 @@ class Probe:
 
     async def connect(self) -> None:
         """The TCP connection, tried again while the router refuses it."""
-        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         loop = asyncio.get_running_loop()
         end = loop.time() + TIMEOUT
         while True:
-            sock = self.space.call(socket.socket, family, socket.SOCK_STREAM)
+            try:
+                return await self.connect_once(5.0)
+            except OSError:
+                if loop.time() > end:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def connect_once(self, timeout: float) -> None:
+        """One attempt. Raises TimeoutError where nobody answers within so many seconds, OSError otherwise."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        loop = asyncio.get_running_loop()
+        sock = self.space.call(socket.socket, family, socket.SOCK_STREAM)
+        try:
             sock.setblocking(False)
             sock.bind((self.address, 0))
             if self.ttl:
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, self.ttl)
-            try:
-                await asyncio.wait_for(loop.sock_connect(sock, (self.peer, 179)), 5)
-                break
-            except OSError:
-                sock.close()
-                if loop.time() > end:
-                    raise
-                await asyncio.sleep(0.1)
+            await asyncio.wait_for(loop.sock_connect(sock, (self.peer, 179)), timeout)
+        except BaseException:
+            sock.close()
+            raise
         reader, self._writer = await asyncio.open_connection(sock=sock)
         self.closed = False
         self._tasks.append(asyncio.create_task(self._read(reader)))
@@ -271,6 +278,11 @@ class Probe:
 
     async def forgets(self, *prefixes: str) -> None:
         await self._until(lambda: not self.known() & set(prefixes), f"withdrawal of {prefixes}")
+
+    async def new_updates(self, seen: int) -> list[Update]:
+        """Those that came after the first `seen`; waits for the first of them."""
+        await self._until(lambda: len(self.updates) > seen, "UPDATE")
+        return self.updates[seen:]
 
     async def notification(self) -> tuple[int, int, bytes]:
         """Code, subcode and data of the NOTIFICATION that ends the session."""

@@ -94,7 +94,8 @@ class GoBgp(Router):
         await self.command("neighbor", address, "softresetin")
 
     async def shut(self, address: str, text: str) -> None:
-        await self.command("neighbor", address, "shutdown", text)
+        await self.command("neighbor", address, "shutdown", "--reason", text)
+        await self.command("neighbor", address, "disable")  # which keeps it down, but says nothing
 
     # -------------------------------------------------------------------------------------- configuration
 
