@@ -19,7 +19,7 @@ from pathlib import Path
 from netagent import __version__, api, memory
 from netagent import log as logs
 from netagent.agent import Agent
-from netagent.config import Settings
+from netagent.config import Settings, unknown_variables
 from netagent.errors import ConfigError
 from netagent.identity import load_identity
 from netagent.kernel.host import open_host
@@ -53,7 +53,9 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
     try:
         host = open_host(settings)
         try:
-            await _supervise(Agent(settings, identity, store, host, Registry(), load), Notifier())
+            agent = Agent(settings, identity, store, host, Registry(), load)
+            agent.note("environment", unknown_variables())
+            await _supervise(agent, Notifier())
         finally:
             host.close()
     finally:

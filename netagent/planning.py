@@ -1,10 +1,10 @@
 """From backends and leases to the reconciler: which backends stand, what each peer gets, which services run.
 
 Rules: a new backend (or new options of the same) first comes: its base objects and its service are made beside the
-active one; when they stand it is promoted, and only then do peers move and does our lease announce it. The one that
-was active stays as the previous while some peer is reached by it, and some seconds more. A peer that moves to a
+active one; when they stand it is promoted, and only then do peers move and does our lease announce it. One that was
+active stays as a previous one while some peer is reached by it, and some seconds more. A peer that moves to a
 backend with a service is told to the service first, and its route follows when the service has it. So a change of
-backend drops no packet, in whatever order the nodes follow.
+backend drops no packet, in whatever order the nodes follow, and however many changes follow each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 from netagent.contract import RANK_BASE, RANK_PEER, Backend, Context
 from netagent.model import Facts, Family, Finding, Lease, Link, Network, Node, NodeRecord, Object
 from netagent.plan import compose, hostplan
-from netagent.plan.compose import Composer, Standing
+from netagent.plan.compose import Composer, Standing, Use
 from netagent.reconcile import Reconciler
 from netagent.services import Port, Runner
 
@@ -67,9 +67,9 @@ class Planning:
         self._reconciler = reconciler
         self._port = port
         self._promoted = promoted
-        self._use: tuple[Backend, Any] | None = None
-        self._coming: tuple[Backend, Any] | None = None
-        self._previous: tuple[Backend, Any] | None = None
+        self._use: Use | None = None
+        self._coming: Use | None = None
+        self._previous: tuple[Use, ...] = ()  # the latest first
         self._retirement: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._promotion: asyncio.Task[None] | None = None
@@ -78,7 +78,7 @@ class Planning:
 
     def use(self, backend: Backend, options: Any) -> None:
         """Plan with this backend and these options, as soon as they stand. `plan` must follow."""
-        wanted = (backend, options)
+        wanted = Use(backend, options)
         if self._use is None:
             self._use = wanted
         elif wanted == self._use:
@@ -89,36 +89,42 @@ class Planning:
                 self._promotion.cancel()
             self._promotion = self._background(self._promote(wanted), f"promote {backend.name}")
 
-    async def _promote(self, coming: tuple[Backend, Any]) -> None:
+    async def _promote(self, coming: Use) -> None:
         """Make the coming backend the active one, once its base and its service stand."""
         await asyncio.sleep(0)  # `plan` comes first
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMING_DEADLINE):
                 await self._reconciler.settled()
-                runner = self.runners.get(coming[0].name)
+                runner = self.runners.get(coming.backend.name)
                 if runner is not None:
                     await runner.settled()
         if self._coming == coming:
-            log.info("%s stands and takes over", coming[0].name)
-            self._previous, self._use, self._coming = self._use, coming, None
+            log.info("%s stands and takes over", coming.backend.name)
+            earlier = (self._use, *self._previous) if self._use is not None else self._previous
+            self._previous = tuple(use for use in earlier if use != coming)
+            self._use, self._coming = coming, None
             self._promoted()
 
     def _consider_retirement(self) -> None:
-        """When no peer is reached by the previous backend any more, it goes, a while later."""
-        if self._previous is None or self._retirement is not None or self._previous_used():
-            return
-        self._retirement = asyncio.get_running_loop().call_later(RETIRE_AFTER, self._retire)
+        """A previous backend that no peer is reached by any more goes, a while later."""
+        if self._retirement is None and (unused := self._unused()):
+            self._retirement = asyncio.get_running_loop().call_later(RETIRE_AFTER, self._retire, unused)
 
-    def _previous_used(self) -> bool:
-        return any(state.plan.previous for state in self.states.values())
+    def _unused(self) -> list[Use]:
+        if not self._previous:
+            return []
+        reaching = [state.plan.previous for state in self.states.values() if state.plan.previous is not None]
+        return [use for use in self._previous if use not in reaching]
 
-    def _retire(self) -> None:
+    def _retire(self, candidates: list[Use]) -> None:
         self._retirement = None
-        if self._previous is None or self._previous_used():
-            return
-        log.info("no peer uses the previous %s any more: it goes", self._previous[0].name)
-        self._previous = None
-        self._promoted()
+        retired = [use for use in self._unused() if use in candidates]
+        for use in retired:
+            log.info("no peer uses the previous %s any more: it goes", use.backend.name)
+        if retired:
+            self._previous = tuple(use for use in self._previous if use not in retired)
+            self._promoted()
+        self._consider_retirement()
 
     # ------------------------------------------------------------------------------------------- everything
 
@@ -134,14 +140,14 @@ class Planning:
         """Contexts, base objects and services anew; `peers` with all leases must follow."""
         assert self._use is not None
 
-        def standing(use: tuple[Backend, Any] | None) -> Standing | None:
-            if use is None:
-                return None
-            return Standing(use[0], Context(network=network, options=use[1], node=node, facts=facts))
+        def standing(use: Use) -> Standing:
+            return Standing(use.backend, Context(network=network, options=use.options, node=node, facts=facts))
 
-        active = standing(self._use)
-        assert active is not None
-        composer = self.composer = Composer(active, standing(self._previous), standing(self._coming))
+        composer = self.composer = Composer(
+            standing(self._use),
+            tuple(standing(use) for use in self._previous),
+            standing(self._coming) if self._coming is not None else None,
+        )
         bases = composer.base()
         for base in bases:
             self._reconciler.put(base.owner, base.plan.objects, base.rank)

@@ -24,7 +24,7 @@ import msgspec
 from netagent.kernel.base import Change, Failure, Host, Op
 from netagent.model import KINDS, Finding, Key, Object, Route
 from netagent.plan.desired import Claim, Delta, Desired
-from netagent.plan.diff import diff, order, satisfied
+from netagent.plan.diff import diff, order, satisfied, turn
 from netagent.status import describe
 
 log = logging.getLogger(__name__)
@@ -216,17 +216,19 @@ class Reconciler:
         if not self._pending:
             return
         pending, self._pending = self._pending, {}
-        ops = sorted((op for key in pending if (op := self._operation(key)) is not None), key=order)
-        for start in range(0, len(ops), CHUNK):
-            chunk = ops[start : start + CHUNK]
-            if self._pending:  # input came while the pass was under way: what it touches is decided anew
-                chunk = [op for op in chunk if (op.key or op.object.key) not in self._pending]
-            self._apply(chunk)
-            if start + CHUNK < len(ops):
+        keys = sorted(pending, key=self._turn)
+        for start in range(0, len(keys), CHUNK):
+            # What input touched that came while the pass was under way waits for the next one.
+            due = (key for key in keys[start : start + CHUNK] if key not in self._pending)
+            self._apply([op for key in due if (op := self._operation(key)) is not None])
+            if start + CHUNK < len(keys):
                 await asyncio.sleep(0)
         self._passes += 1
         self.applied.set()
         self._last_pass, self._last_pass_seconds = wall, self._clock() - started
+
+    def _turn(self, key: Key) -> int:
+        return turn(key[0], "put" if key in self._desired else "delete")
 
     def _operation(self, key: Key) -> Op | None:
         """What brings the key to its desired state, None where it is there."""

@@ -28,6 +28,7 @@ SOCKET = "udp.sock"  # in the run directory
 
 STATS_EVERY = 5.0  # seconds
 STATS_SOON = 0.25  # while something is wrong
+STATS_NOW = 0.02  # while it may be one of starting up, which others wait for
 STATS_PAGE = 500  # peers an answer: one page is one short pause of the packets
 CHUNK = 1000  # peers in one change, for the same reason
 
@@ -58,7 +59,8 @@ class UdpService:
         self._sent_config: Config | None = None
         self._dirty: set[str] = set()  # keys whose entry may differ between the two
         self._told = 0  # counts what the agent told
-        self._done = 0  # up to which of these the engine has all
+        self._synced = 0  # up to which of these the engine has all
+        self._done = 0  # and up to which it carries them
         self._wake = asyncio.Event()
         self._progress = asyncio.Condition()
         self._state = "starting"
@@ -107,6 +109,7 @@ class UdpService:
         """The engine needs nothing of them."""
 
     async def settled(self) -> None:
+        """The engine has all it was told, and carries packets, unless it was given time enough to begin with it."""
         told = self._told
         async with self._progress:
             await self._progress.wait_for(lambda: self._done >= told)
@@ -240,6 +243,8 @@ class UdpService:
             if loop.time() >= due:
                 await self._poll(connection)
                 due = loop.time() + (STATS_SOON if self._problems else STATS_EVERY)
+            if self._starting():
+                due = min(due, loop.time() + STATS_NOW)
             wake = asyncio.create_task(self._wake.wait())
             try:
                 await asyncio.wait(
@@ -284,10 +289,19 @@ class UdpService:
             chunk = changed[start : start + CHUNK]
             await connection.ask(control.DO_ADD_PEERS, peers=chunk)
             self._sent.update((entry.key, entry) for entry in chunk)
-        if told > self._done:
+        self._synced = told
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """What the engine was told is done when it has no problem, or has had it for longer than a start takes."""
+        if self._synced > self._done and not self._starting():
             async with self._progress:
-                self._done = told
+                self._done = self._synced
                 self._progress.notify_all()
+
+    def _starting(self) -> bool:
+        now = time.monotonic()
+        return any(now - since < PATIENCE for since in self._problems.values())
 
     async def _poll(self, connection: Client) -> None:
         """Read counters and problems. Changes go between the pages: they do not wait for all of them."""
@@ -303,6 +317,7 @@ class UdpService:
             more = bool(self._stats.get("more"))
         self._traffic = traffic
         self._note(self._stats.get("problems"))
+        await self._settle()
 
     # ------------------------------------------------------------------------------------- telling the operator
 

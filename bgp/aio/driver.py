@@ -70,6 +70,7 @@ class Driver:
         self._lingering: dict[Channel, None] = {}
         self._ready: dict[Channel, None] = {}
         self._scheduled = False
+        self._running = False
         self._timer: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Event | None = None
 
@@ -78,6 +79,11 @@ class Driver:
     def now(self) -> float:
         """The speaker's time."""
         return self._loop.time()
+
+    @property
+    def started(self) -> bool:
+        """Whether it runs."""
+        return self._running
 
     def start(self) -> None:
         """Open the listening sockets and begin. Raises SetupError, and then nothing is left open."""
@@ -89,12 +95,17 @@ class Driver:
         except SetupError:
             self._listeners.close()
             raise
-        self.wake()
+        self._running = True
+        self._schedule()
 
     def wake(self) -> None:
-        """Something was asked of the speaker: carry it out, soon. Raises SetupError for keys that cannot be set."""
-        self._schedule()
-        self._listeners.know(self.speaker.transports())
+        """Something was asked of the speaker: carry it out, soon. Raises SetupError for keys that cannot be set.
+
+        Before `start` and after `stop` it does nothing.
+        """
+        if self._running:
+            self._schedule()
+            self._listeners.know(self.speaker.transports())
 
     async def stop(self, text: str | None = None) -> None:
         """End all sessions and close everything.
@@ -111,8 +122,10 @@ class Driver:
         for key, channel in list(self._channels.items()):
             self._forget(*key)
             channel.abort()
+        self._running = False
         if self._timer:
             self._timer.cancel()
+            self._timer = None
         self._stopped = asyncio.Event()
         if self._lingering:
             await self._stopped.wait()
@@ -124,14 +137,14 @@ class Driver:
     # -------------------------------------------------------------------------------------------------- the loop
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._stopped is None:
+        if self._running and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._work)
 
     def _work(self) -> None:
         """One slice: read while there is time, then decide and tell. What is left waits for the next turn."""
         self._scheduled = False
-        if self._stopped:
+        if not self._running:
             return
         if not self.speaker.pending:
             end = self._loop.time() + _SLICE

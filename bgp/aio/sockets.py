@@ -18,7 +18,7 @@ from bgp.message.nlri import address_text
 from bgp.transport import Transport
 
 _TCP_MD5SIG = 14
-_TCP_MD5SIG_EXT = 38
+_TCP_MD5SIG_EXT = 32
 _MD5SIG_FLAG_PREFIX = 1
 _IP_MINTTL = 21
 _IPV6_MINHOPCOUNT = 73

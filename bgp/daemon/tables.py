@@ -73,7 +73,8 @@ class Table:
         try:
             return parse(text)
         except ValueError as error:
-            raise self.error(key, str(error), text) from None
+            problem = str(error).removeprefix(f"{text!r}").removeprefix(": ").lstrip()
+            raise self.error(key, problem, text) from None
 
     def parsed_list(self, key: str, parse: Callable[[str], T]) -> tuple[T, ...]:
         """A list of strings, or one string alone; nothing where the key is missing."""

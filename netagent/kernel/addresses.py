@@ -52,7 +52,7 @@ class Addresses:
             for dev, found in self._present()
             if found.scope != "link"
         ]
-        self._ours.keys["address"] = {obj.key for obj in objects}
+        self._ours.keys["address"] = dict.fromkeys(obj.key for obj in objects)
         return objects
 
     def _present(self) -> list[tuple[str, wire.AddressMessage]]:
@@ -71,7 +71,7 @@ class Addresses:
         assert isinstance(obj, Address)
         ifindex = self._links.own.get(obj.dev)
         if ifindex is None:
-            self._ours.keys["address"].discard(obj.key)
+            self._ours.keys["address"].pop(obj.key, None)
             if op.verb == "delete":
                 return None
             return Failure(op, errno.ENODEV, f"there is no device {obj.dev} of ours")
@@ -101,7 +101,7 @@ class Addresses:
                 said = self._netlink.transact([request]).get(0)
         if said is not None and said.errno != errno.EEXIST:
             return Failure(op, said.errno, said.text or os.strerror(said.errno))
-        self._ours.keys["address"].add(obj.key)
+        self._ours.keys["address"][obj.key] = None
         return None
 
     def _delete(self, op: Op, ifindex: int, length: int) -> Failure | None:
@@ -110,5 +110,5 @@ class Addresses:
         said = self._netlink.transact([wire.delete(ifindex, obj.ip, length)]).get(0)
         if said is not None and said.errno not in _GONE:
             return Failure(op, said.errno, said.text or os.strerror(said.errno))
-        self._ours.keys["address"].discard(obj.key)
+        self._ours.keys["address"].pop(obj.key, None)
         return None

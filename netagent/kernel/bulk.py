@@ -157,10 +157,12 @@ class Bulk:
         if verb == "delete":
             self._forget(obj)
             return
-        self._ours.keys[obj.KIND].add(key or obj.key)
         if isinstance(obj, FdbEntry):
             self._ours.fdb[self._links.own[obj.dev], obj.mac] = obj.dst
+        elif isinstance(obj, Neighbour):
+            self._ours.keys["neighbour"][key or obj.key] = None
         elif isinstance(obj, Route):
+            self._ours.keys["route"][key or obj.key] = None
             self._note(obj)
             if self._ours.blocked:
                 self._ours.blocked.discard(obj.key)
@@ -174,12 +176,14 @@ class Bulk:
             self._ours.route_sources.add(route.src)
 
     def _forget(self, obj: Object) -> None:
-        self._ours.keys[obj.KIND].discard(obj.key)
         if isinstance(obj, NextHop):
             self._ids.release((obj.dev, obj.gateway))
         elif isinstance(obj, FdbEntry):
             self._ours.fdb.pop((self._links.own.get(obj.dev, 0), obj.mac), None)
+        elif isinstance(obj, Neighbour):
+            self._ours.keys["neighbour"].pop(obj.key, None)
         elif isinstance(obj, Route):
+            self._ours.keys["route"].pop(obj.key, None)
             self._ours.blocked.discard(obj.key)
 
     def _refused(self, op: Op, said: Refusal) -> Failure:
@@ -206,7 +210,7 @@ class Bulk:
                     standing = self._standing([op.object for op in ops if isinstance(op.object, Route)])
                 found = standing.get((obj.dst, obj.metric)) if isinstance(obj, Route) else None
                 if found is not None and not self._is_ours(found):
-                    self._ours.keys["route"].discard(obj.key)
+                    self._ours.keys["route"].pop(obj.key, None)
                     self._ours.blocked.add(obj.key)
                     words = "another owner's route has this destination and metric"
                     failures.append(Failure(op, errno.EEXIST, words, self._describe(found)))
@@ -310,9 +314,7 @@ class Bulk:
                 else:
                     ours.append((found.id, hop))
         self._ids.rebuild(ours, taken)
-        objects: list[Object] = [NextHop(*hop) for hop in dict.fromkeys(hop for _, hop in ours)]
-        self._ours.keys["nexthop"] = {obj.key for obj in objects}
-        return objects
+        return [NextHop(*hop) for hop in dict.fromkeys(hop for _, hop in ours)]
 
     def _hop_of(self, found: nexthops.NexthopMessage) -> tuple[str, str] | None:
         """Device and gateway of a nexthop object, None if it is not ours."""
@@ -328,7 +330,7 @@ class Bulk:
             if any(route.nexthop and self._ids.hop(route.nexthop) is None for route in found):
                 self.dump_nexthops()
             objects += [obj for route in found if (obj := self._route(route)) is not None]
-        self._ours.keys["route"] = {obj.key for obj in objects}
+        self._ours.keys["route"] = dict.fromkeys(obj.key for obj in objects)
         return objects
 
     def _dump_routes(self, family: int, protocol: int) -> list[routes.RouteMessage]:
@@ -370,7 +372,7 @@ class Bulk:
                     for found in self._dump_neighbours(family, ifindex)
                     if found.ip is not None and found.family == family
                 ]
-        self._ours.keys["neighbour"] = {obj.key for obj in objects}
+        self._ours.keys["neighbour"] = dict.fromkeys(obj.key for obj in objects)
         return objects
 
     def dump_fdb(self) -> list[Object]:
@@ -381,7 +383,6 @@ class Bulk:
                 if found.ip is not None and found.flags & neighbours.SELF:
                     objects.append(FdbEntry(dev, found.mac, found.ip))
                     self._ours.fdb[ifindex, found.mac] = found.ip
-        self._ours.keys["fdb"] = {obj.key for obj in objects}
         return objects
 
     def _dump_neighbours(self, family: int, ifindex: int) -> list[neighbours.NeighbourMessage]:

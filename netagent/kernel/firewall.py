@@ -57,7 +57,7 @@ class Firewall:
         self._events = NftEvents(self._socket.port)
         self._in_table = wire.text(wire.TABLE, name)
         self._body, self._fingerprint = self._recall()
-        self._known: dict[str, set[bytes]] = {}  # elements that we put, by set
+        self._known: dict[str, dict[bytes, None]] = {}  # elements that we put, by set
         self._own: deque[int] = deque(maxlen=64)  # transactions of ours that did not come from our socket
 
     @property
@@ -170,13 +170,13 @@ class Firewall:
             if errnos and (own := self._elements(wire.NEWSETELEM, [(op, name, key)])):
                 failures.append(self._refused(op, own[0]))
             else:
-                self._known.setdefault(name, set()).add(key)
+                self._known.setdefault(name, {})[key] = None
         return failures
 
     def _delete_elements(self, ops: Sequence[Op]) -> list[Failure]:
         failures, keys = _packed(ops)
         for _, name, key in keys:
-            self._known.get(name, set()).discard(key)
+            self._known.get(name, {}).pop(key, None)
         errnos = self._elements(wire.DELSETELEM, keys)
         if errno.ENOENT in errnos:
             # Some are not there, which is no failure, but the kernel took the whole batch back.

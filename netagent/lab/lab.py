@@ -366,10 +366,12 @@ class Lab:
                 raise LabError(f"no replies, so nothing to watch: {chosen}")
             yield result
             out, _ = await asyncio.wait_for(process.communicate(b""), timeout + FLOW_TIMEOUT)
-            for counts in json.loads(out):
+            for (source, target), counts in zip(chosen, json.loads(out), strict=True):
                 result.sent += counts["sent"]
                 result.lost += counts["lost"]
                 result.gap = max(result.gap, counts["gap"])
+                if counts["when"]:
+                    result.when[f"{source}>{target}"] = counts["when"]
         finally:
             if process.returncode is None:
                 process.kill()

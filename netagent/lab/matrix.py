@@ -68,3 +68,4 @@ class Flow(msgspec.Struct, kw_only=True):
     sent: int = 0
     lost: int = 0
     gap: float = 0.0  # the longest time, seconds, between two answered requests of one pair
+    when: dict[str, list[float]] = {}  # "h1>h2" -> when lost requests were sent, unix time, the first few

@@ -8,7 +8,8 @@ the replies, in seconds: [[0.000081, ...], ...].
 
 With "interval" (seconds) in place of "count" the pairs are pinged on and on: a line {"flowing": true} is printed once
 every pair was answered, and the count starts; when standard input ends, the result: for each pair
-{"sent": N, "lost": N, "gap": SECONDS} (`gap`: the longest time between two requests that were answered).
+{"sent": N, "lost": N, "gap": SECONDS, "when": [UNIX TIME, ...]} (`gap`: the longest time between two requests that
+were answered; `when`: when the lost ones were sent, the first few).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ BODY = struct.Struct("!8sI")  # MAGIC, index of the probe
 ECHO = {4: (8, 0), 6: (128, 129)}
 IP_MTU_DISCOVER, IP_PMTUDISC_PROBE = 10, 3
 IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE = 23, 3
+SHOWN = 5  # lost requests of one pair whose times are told
 GRACE = 0.02  # how long the loop stays with one pair before it goes on (seconds)
 
 
@@ -133,7 +135,7 @@ def ping(request: dict[str, Any]) -> list[list[float]]:
     ]
 
 
-def flow(request: dict[str, Any]) -> list[dict[str, float]]:
+def flow(request: dict[str, Any]) -> list[dict[str, Any]]:
     """Ping on and on until standard input ends. What was sent before every pair was answered does not count."""
     pairs: list[tuple[str, str]] = [(netns, address) for netns, address in request["pairs"]]
     pinger = Pinger(size=request["size"], whole=request["whole"])
@@ -154,16 +156,18 @@ def flow(request: dict[str, Any]) -> list[dict[str, float]]:
         if not counted and {p % len(pairs) for p in pinger.times} == set(range(len(pairs))):
             counted = probe
             print(json.dumps({"flowing": True}), flush=True)
-        due = max(due, now - request["timeout"])  # after a long stall go on from now, not in a burst
+        due = max(due, now - request["interval"])  # after a stall of this process go on from now, not in a burst
     pinger.receive(time.perf_counter() + request["timeout"])
     return [_flowed(pinger, range(counted + i, probe, len(pairs))) for i in range(len(pairs))]
 
 
-def _flowed(pinger: Pinger, probes: range) -> dict[str, float]:
+def _flowed(pinger: Pinger, probes: range) -> dict[str, Any]:
     answered = [pinger.sent[p] for p in probes if p in pinger.times]
     ends = [pinger.sent[p] for p in probes[:1]] + answered + [pinger.sent[p] for p in probes[-1:]]
     gap = max((after - before for before, after in itertools.pairwise(ends)), default=0.0)
-    return {"sent": len(probes), "lost": len(probes) - len(answered), "gap": gap}
+    epoch = time.time() - time.perf_counter()
+    lost = [round(epoch + pinger.sent[p], 3) for p in probes if p not in pinger.times]
+    return {"sent": len(probes), "lost": len(lost), "gap": gap, "when": lost[:SHOWN]}
 
 
 def _checksum(data: bytes) -> int:

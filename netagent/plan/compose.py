@@ -1,6 +1,6 @@
 """Composes the node's plan from its backends. Pure: values in, values out.
 
-Rules: the active backend is the configured one. While the cluster moves from one backend (or VNI) to another, the
+Rules: the active backend is the configured one. While the cluster moves from one backend (or VNI) to another, each
 previous one stands beside it for as long as some peer is reached by it, and each peer is planned by the backend
 that its own lease announces: so a change drops no packet, in whatever order the nodes follow. A peer that announces
 a backend which does not stand here yet keeps the path it had (`Peer.keep`).
@@ -8,10 +8,17 @@ a backend which does not stand here yet keeps the path it had (`Peer.keep`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from netagent.contract import RANK_BASE, Backend, Context, Plan
 from netagent.model import Finding, Lease, Object
+
+
+class Use(NamedTuple):
+    """A backend, and the options that it is used with."""
+
+    backend: Backend
+    options: Any
 
 
 class Standing(NamedTuple):
@@ -19,6 +26,10 @@ class Standing(NamedTuple):
 
     backend: Backend
     context: Context
+
+    @property
+    def use(self) -> Use:
+        return Use(self.backend, self.context.options)
 
 
 class Base(NamedTuple):
@@ -32,13 +43,13 @@ class Base(NamedTuple):
 class Peer(NamedTuple):
     """What one remote lease needs, and which backend planned it.
 
-    `previous`: it is reached by the previous backend. `keep`: leave what was planned for it earlier.
+    `previous`: which of the previous backends reaches it. `keep`: leave what was planned for it earlier.
     """
 
     backend: str
     objects: tuple[Object, ...]
     findings: tuple[Finding, ...]
-    previous: bool = False
+    previous: Use | None = None
     keep: bool = False
 
 
@@ -61,9 +72,9 @@ def failed(backend: str, lease: Lease, error: Exception) -> Peer:
 
 
 class Composer:
-    """The plan of a node with one backend, or with two while a change is under way."""
+    """The plan of a node with one backend, or with several while a change is under way."""
 
-    def __init__(self, active: Standing, previous: Standing | None = None, coming: Standing | None = None) -> None:
+    def __init__(self, active: Standing, previous: tuple[Standing, ...] = (), coming: Standing | None = None) -> None:
         self.active = active
         self.previous = previous
         self.coming = coming
@@ -72,7 +83,7 @@ class Composer:
     @property
     def standing(self) -> tuple[Standing, ...]:
         """The active backend first. A coming one has its base and its service, but plans no peer yet."""
-        return tuple(s for s in (self.active, self.coming, self.previous) if s is not None)
+        return (self.active, *((self.coming,) if self.coming is not None else ()), *self.previous)
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -81,23 +92,26 @@ class Composer:
         return tuple(sorted(ports))
 
     def base(self) -> tuple[Base, ...]:
-        """The base plans. Where two want one key the active backend wins, then the coming one."""
-        roles = (("", self.active), ("/coming", self.coming), ("/previous", self.previous))
+        """The base plans. Where two want one key the active backend wins, then the coming one, then the latest."""
+        roles = [("", self.active)]
+        if self.coming is not None:
+            roles.append(("/coming", self.coming))
+        roles += [("/previous" + (str(n) if n > 1 else ""), s) for n, s in enumerate(self.previous, 1)]
         return tuple(
             Base(f"base/{s.backend.name}{role}", s.backend.base(s.context), RANK_BASE + rank)
             for rank, (role, s) in enumerate(roles)
-            if s is not None
         )
 
     def peer(self, lease: Lease) -> Peer:
         """Plan one remote lease."""
         kind = announced(lease)
         first: Plan | None = None
-        for standing in (self.active, self.previous):
-            if standing is not None and standing.backend.name == kind:
+        for standing in (self.active, *self.previous):
+            if standing.backend.name == kind:
                 plan = standing.backend.peer(standing.context, lease)
                 if plan.objects:
-                    return Peer(kind, plan.objects, plan.findings, previous=standing is self.previous)
+                    previous = standing.use if standing is not self.active else None
+                    return Peer(kind, plan.objects, plan.findings, previous)
                 first = first or plan
         if first is not None:
             return Peer(kind, (), first.findings)

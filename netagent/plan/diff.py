@@ -24,10 +24,14 @@ def satisfied(want: Object, have: Object | None) -> bool:
     return False
 
 
-def order(op: Op) -> int:
+def turn(kind: str, verb: str) -> int:
     """Where an operation belongs in a pass: puts in the order of kinds, then deletes in reverse."""
-    rank = _RANK[op.object.KIND]
-    return rank if op.verb == "put" else 2 * len(KINDS) - rank
+    rank = _RANK[kind]
+    return rank if verb == "put" else 2 * len(KINDS) - rank
+
+
+def order(op: Op) -> int:
+    return turn(op.object.KIND, op.verb)
 
 
 def diff(desired: Mapping[Key, Object], actual: Iterable[Object]) -> list[Op]:

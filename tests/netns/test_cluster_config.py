@@ -129,6 +129,22 @@ async def test_unknown_keys_and_other_cases_are_read_as_flannel_does() -> None:
         assert status.verdict.state == "healthy"
 
 
+async def test_a_variable_that_sets_nothing_is_told() -> None:
+    async with Lab(nodes=1, backend="host-gw") as lab:
+        await lab.ready(attach=False)
+        node = lab["h1"]
+        await node.stop_agent()
+        await node.start_agent(command=["env", "NETAGENT_ETCD_PREFX=/x", *node.agent_command()])
+
+        def look(status: Status) -> bool:
+            return [f.remedy for f in status.findings if f.code == "unknown-variable"] == [
+                "did you mean NETAGENT_ETCD_PREFIX?"
+            ]
+
+        status = await until_status(lab, "h1", "the mistaken variable is told", look)
+        assert status.verdict.state == "healthy"
+
+
 async def test_plan_shows_what_would_change_and_changes_nothing() -> None:
     async with Lab(nodes=2, backend="vxlan") as lab:
         await lab.ready()

@@ -82,10 +82,7 @@ async def test_an_engine_that_hangs_is_replaced(lab: Lab) -> None:
     # The first answer of the service process comes when its new engine has the peers.
     await asyncio.wait((starting,))
     await one.until_running()
-    ping = ("ping", "-c", "1", "-W", "1", other.address4)
-    await eventually(
-        lambda: one.container.run(*ping, check=False).returncode == 0, "the new engine carries", timeout=20
-    )
+    one.container.run("ping", "-c", "1", "-W", "10", other.address4)
 
 
 async def test_stop_ends_the_engine_and_its_socket(lab: Lab) -> None:

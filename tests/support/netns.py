@@ -243,7 +243,8 @@ class Namespaces:
             self.veth(host, dev, space, f"p{position}", mtu=mtu)
             space.ip(f"link set p{position} master br0")
             for address in addresses.split():
-                host.ip(f"address add {address} dev {dev}")
+                nodad = "nodad" if ":" in address else ""  # accept_dad=0 alone leaves it tentative for a moment
+                host.ip(f"address add {address} dev {dev} {nodad}")
         return space
 
 

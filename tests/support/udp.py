@@ -119,7 +119,7 @@ class UdpHost:
             self.container.ip(f"address add {self.address4}/24 dev eth0")
             self.container.ip(f"route add default via 10.5.{number}.1")
         if self.context.network.v6:
-            self.space.ip(f"address add fc00:0:0:{number}::1/64 dev c0")
+            self.space.ip(f"address add fc00:0:0:{number}::1/64 dev c0 nodad")
             self.container.ip(f"address add {self.address6}/64 dev eth0")
             self.container.ip(f"-6 route add default via fc00:0:0:{number}::1")
 

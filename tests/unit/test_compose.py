@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from backends.hostgw import HostGw
+from backends.udp import Udp
 from backends.vxlan import VxlanBackend
 from netagent.plan.compose import Composer, Standing
 from tests.unit.test_backends import context, lease
@@ -17,10 +18,10 @@ def standing(backend: VxlanBackend | HostGw) -> Standing:
 
 
 def test_peers_are_planned_by_the_backend_they_announce() -> None:
-    both = Composer(standing(HOSTGW), standing(VXLAN))
+    both = Composer(standing(HOSTGW), (standing(VXLAN),))
     early, late = both.peer(lease(HOSTGW)), both.peer(lease(VXLAN))
-    assert (early.backend, early.previous) == ("host-gw", False)
-    assert (late.backend, late.previous) == ("vxlan", True)
+    assert (early.backend, early.previous) == ("host-gw", None)
+    assert (late.backend, late.previous) == ("vxlan", standing(VXLAN).use)
     assert any(o.KIND == "fdb" for o in late.objects)
 
 
@@ -31,7 +32,7 @@ def test_a_peer_that_moved_before_us_keeps_its_path() -> None:
 
 
 def test_a_change_of_vni_reaches_each_peer_on_the_one_it_is_on() -> None:
-    both = Composer(Standing(VXLAN, context(VXLAN, VNI=2)), standing(VXLAN))
+    both = Composer(Standing(VXLAN, context(VXLAN, VNI=2)), (standing(VXLAN),))
     on_old = both.peer(lease(VXLAN))
     assert on_old.previous
     assert {o.dev for o in on_old.objects if o.KIND == "fdb"} == {"na-vx1"}
@@ -41,10 +42,18 @@ def test_a_change_of_vni_reaches_each_peer_on_the_one_it_is_on() -> None:
 
 
 def test_both_bases_and_all_ports_stand_and_the_active_one_wins() -> None:
-    both = Composer(standing(HOSTGW), standing(VXLAN))
-    assert [(b.owner, b.rank) for b in both.base()] == [("base/host-gw", 0), ("base/vxlan/previous", 2)]
+    both = Composer(standing(HOSTGW), (standing(VXLAN),))
+    assert [(b.owner, b.rank) for b in both.base()] == [("base/host-gw", 0), ("base/vxlan/previous", 1)]
     assert both.ports == (8472,)
     assert Composer(standing(HOSTGW)).ports == ()
+
+
+def test_each_previous_backend_reaches_the_peers_that_are_still_there() -> None:
+    udp = Udp()
+    three = Composer(Standing(udp, context(udp)), (standing(HOSTGW), standing(VXLAN)))
+    assert three.peer(lease(HOSTGW)).previous == standing(HOSTGW).use
+    assert three.peer(lease(VXLAN)).previous == standing(VXLAN).use
+    assert [b.owner for b in three.base()] == ["base/udp", "base/host-gw/previous", "base/vxlan/previous2"]
 
 
 def test_absent_backend_type_is_udp() -> None:
