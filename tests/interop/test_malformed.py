@@ -59,6 +59,7 @@ async def stage(routers: Routers, watcher: type[Router], asn: int) -> tuple[Ours
     """Ours with the watcher as an iBGP client on one side and the probe, of the AS, on the other; all stand."""
     site, behind, before = routers.site(65001), routers.site(65001), routers.site(asn)
     assert before.address == HOP
+    site.options["transit"] = True
     site.peerings = (
         Peering(behind.address, 65001, client=True),
         Peering(before.address, asn, passive=True, client=asn == 65001),
@@ -81,7 +82,7 @@ async def test_treated_as_withdrawn(routers: Routers, theirs: type[Router]) -> N
             await third.has(bad)
             probe.send(wire.update(block, bad), wire.update(BASE, last))
             await third.has(last)
-            assert bad not in await third.routes(), what
+            await third.lacks(bad)
             assert not probe.of(wire.NOTIFICATION), what
         view = await ours.view(HOP)
         assert view["flaps"] == 0

@@ -121,6 +121,8 @@ class Ours(Router):
         yield f"restart-time = {restart}"
         if restart:
             yield f'state = "{self.directory}/state"'
+        if site.options.get("transit"):
+            yield '[policies.everything]\ndefault = "accept"'
         for network in site.networks:
             yield "[[announce]]"
             yield f'prefix = "{network.prefix}"'
@@ -136,6 +138,8 @@ class Ours(Router):
             yield f"asn = {peering.asn}"
             yield f"hold-time = {peering.hold_time}"
             yield "connect-retry = 1"
+            if site.options.get("transit"):  # between two others, which it does not do unless it is told
+                yield 'export = "everything"'
             if peering.client:
                 yield "client = true"
             if peering.passive:
