@@ -6,6 +6,7 @@ only thing in which the members of a group differ, so each piece of a batch carr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from bgp.export import ExportSettings, export
@@ -14,28 +15,58 @@ from bgp.rib import Chosen, Rib
 from bgp.route import Source
 
 _Told = tuple[Attributes, Source]
-Piece = tuple[Source | None, bytes]
-"""Octets, and the member that must not get them (None: everybody gets them)."""
+Piece = tuple[Source, list[bytes]]
+"""Messages, and the source whose routes they are of, which must not get them."""
+
+Octets = tuple[bytes, int]
+"""Messages joined, and how many."""
+
+_CHUNK = 65536
+"""Octets from which on the next message begins another chunk."""
+
+
+class _Chunk:
+    """Pieces joined once for all who get every one of them."""
+
+    __slots__ = ("_pieces", "count", "data", "sources")
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self._pieces = pieces
+        self.sources = {source for source, _ in pieces}
+        self.data = b"".join(message for _, messages in pieces for message in messages)
+        self.count = sum(len(messages) for _, messages in pieces)
+
+    def without(self, source: Source) -> Octets:
+        kept = [message for other, messages in self._pieces if other is not source for message in messages]
+        return b"".join(kept), len(kept)
 
 
 class Batch:
     """What the members of a group are to be sent."""
 
-    def __init__(self, pieces: list[Piece], only: Mapping[Source, bytes]) -> None:
-        self.pieces = pieces
-        self._only = only
-        self._whole: bytes | None = None
-        self._left_out = {source for source, _ in pieces if source is not None}
+    def __init__(self, pieces: Iterable[Piece], only: Mapping[Source, list[bytes]] | None = None) -> None:
+        self._only = only or {}
+        self._chunks: list[_Chunk] = []
+        some: list[Piece] = []
+        size = 0
+        for piece in pieces:
+            some.append(piece)
+            size += sum(map(len, piece[1]))
+            if size >= _CHUNK:
+                self._chunks.append(_Chunk(some))
+                some, size = [], 0
+        if some:
+            self._chunks.append(_Chunk(some))
 
-    def octets(self, member: Source) -> bytes:
-        """Whole messages for a member; the same object for all that differ in nothing."""
-        if member in self._left_out:
-            shared = b"".join(data for source, data in self.pieces if source is not member)
-        else:
-            if self._whole is None:
-                self._whole = b"".join(data for _, data in self.pieces)
-            shared = self._whole
-        return self._only[member] + shared if member in self._only else shared
+    def octets(self, member: Source) -> Iterator[Octets]:
+        """Whole messages for a member, in pieces of some 64 KiB; the same objects for all that differ in nothing."""
+        if member in self._only:
+            yield b"".join(self._only[member]), len(self._only[member])
+        for chunk in self._chunks:
+            if member not in chunk.sources:
+                yield chunk.data, chunk.count
+            elif len(chunk.sources) > 1:
+                yield chunk.without(member)
 
 
 class UpdateGroup:
@@ -47,7 +78,8 @@ class UpdateGroup:
         self.failures: dict[bytes, str] = {}
         """Prefixes whose attributes do not fit into a message, and why: nobody is told of them."""
         self._told: dict[Family, dict[bytes, _Told]] = {family: {} for family in settings.families}
-        self._dump: dict[Family, list[Piece]] = {}
+        self._dump: dict[Family, Batch] = {}
+        self._counts: dict[Family, Counter[Source]] = {}
 
     def fill(self, rib: Rib) -> None:
         """Take in a table as it is: for a new group, which has no members yet."""
@@ -57,7 +89,7 @@ class UpdateGroup:
         """Changes of Loc-RIB, as what the members are to be sent."""
         told = self._told.get(family)
         if told is None:
-            return Batch([], {})
+            return Batch(())
         groups: dict[_Told, list[bytes]] = {}
         gone: dict[Source, list[bytes]] = {}
         only: dict[Source, list[bytes]] = {}
@@ -87,21 +119,35 @@ class UpdateGroup:
         pieces: list[Piece] = []
         for source, prefixes in gone.items():
             if self._others(source):
-                pieces.append((source, b"".join(encode_withdrawal(family, prefixes))))
+                pieces.append((source, encode_withdrawal(family, prefixes)))
         pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
         if changes:
             self._dump.pop(family, None)
-        return Batch(pieces, {source: b"".join(encode_withdrawal(family, some)) for source, some in only.items()})
+            self._counts.pop(family, None)
+        return Batch(pieces, {source: encode_withdrawal(family, some) for source, some in only.items()})
 
-    def everything(self, family: Family, member: Source) -> bytes:
+    def everything(self, family: Family) -> Batch:
         """All that a member is to know of a family: when its session comes up, or when it asks for it again."""
-        pieces = self._dump.get(family)
-        if pieces is None:
+        batch = self._dump.get(family)
+        if batch is None:
             groups: dict[_Told, list[bytes]] = {}
             for prefix, told in self._told[family].items():
                 groups.setdefault(told, []).append(prefix)
-            pieces = self._dump[family] = list(self._encode(family, groups))
-        return Batch(pieces, {}).octets(member)
+            batch = self._dump[family] = Batch(self._encode(family, groups))
+        return batch
+
+    def difference(self, family: Family, member: Source, known: Mapping[bytes, Attributes | None]) -> list[bytes]:
+        """Messages for a member that knows something else than the group; None is to be told anew in any case."""
+        groups: dict[_Told, list[bytes]] = {}
+        told = dict(self.advertised(family, member))
+        for prefix, attributes in told.items():
+            if known.get(prefix) != attributes:
+                groups.setdefault((attributes, self._told[family][prefix][1]), []).append(prefix)
+        gone = [prefix for prefix in known if prefix not in told]
+        messages = encode_withdrawal(family, gone)
+        for _, some in self._encode(family, groups):
+            messages += some
+        return messages
 
     def advertised(self, family: Family, member: Source) -> Iterator[tuple[bytes, Attributes]]:
         """What a member has been told."""
@@ -109,20 +155,36 @@ class UpdateGroup:
             if source is not member and prefix not in self.failures:
                 yield prefix, attributes
 
+    def has_told(self, family: Family, prefix: bytes, member: Source) -> bool:
+        """Whether a member has been told of a prefix."""
+        told = self._told.get(family, {}).get(prefix)
+        return told is not None and told[1] is not member and prefix not in self.failures
+
+    def count(self, family: Family, member: Source) -> int:
+        """Of how many prefixes a member has been told."""
+        told = self._told.get(family, {})
+        by_source = self._counts.get(family)
+        if by_source is None:
+            by_source = Counter(source for prefix, (_, source) in told.items() if prefix not in self.failures)
+            self._counts[family] = by_source
+        return by_source.total() - by_source[member]
+
     def _others(self, source: Source) -> bool:
         """Whether anybody is to be told of what comes from `source`."""
+        if not self.members:
+            return False
         return len(self.members) > (source in self.members)
 
     def _encode(self, family: Family, groups: Mapping[_Told, Iterable[bytes]]) -> Iterator[Piece]:
         for (attributes, source), prefixes in groups.items():
             try:
-                data = b"".join(encode_announcement(family, attributes, prefixes, as4=self.settings.as4))
+                messages = encode_announcement(family, attributes, prefixes, as4=self.settings.as4)
             except LocalError as error:
                 # RFC 4271 section 9.2: such a route is not announced; what was announced before is taken back.
                 self.failures.update(dict.fromkeys(prefixes, str(error)))
-                data = b"".join(encode_withdrawal(family, prefixes))
+                messages = encode_withdrawal(family, prefixes)
             else:
                 if self.failures:
                     for prefix in prefixes:
                         self.failures.pop(prefix, None)
-            yield source, data
+            yield source, messages

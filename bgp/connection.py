@@ -30,9 +30,13 @@ from bgp.message import (
     decode_route_refresh,
 )
 from bgp.message.codes import OpenError
+from bgp.recorder import Context, Recorder
 
 LARGE_HOLD_TIME = 240.0
 """Seconds that a peer has for its OPEN (section 8.2.2)."""
+
+_UNREAD = 1.0
+"""Seconds within which what lies unread is read."""
 
 _ONLY_HOLD = TABLE[State.ESTABLISHED][Event.UPDATE]
 assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
@@ -143,6 +147,7 @@ class Connection:
         outputs: list[Output],
         random: Callable[[], float],
         decoders: Callable[[bool, bool], AttributeDecoder] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.settings = settings
         self.direction = direction
@@ -150,11 +155,10 @@ class Connection:
         self.negotiated: Negotiated | None = None
         self.received_open: Open | None = None
         self.retry_count = 0
-        self.received_messages = [0] * (max(MessageType) + 1)
-        """Counted by type."""
         self._outputs = outputs
         self._random = random
         self._decoders = decoders or (lambda as4, internal: AttributeDecoder(as4=as4, internal=internal))
+        self._recorder = recorder or Recorder()
         self._framer = Framer()
         self._decoder: UpdateDecoder | None = None
         self._notification = Notification(ErrorCode.CEASE)
@@ -212,6 +216,15 @@ class Connection:
         except RemoteError as error:
             self._refuse(error, now)
 
+    def unread(self, now: float) -> None:
+        """Octets have come that are not received yet. While they wait, nobody knows that the peer is silent."""
+        if self._hold_at is not None and self._hold_at <= now:
+            self._hold_at = now + _UNREAD
+
+    def timers(self) -> dict[str, float | None]:
+        """When each runs out; None where it does not run."""
+        return {"connect_retry": self._retry_at, "hold": self._hold_at, "keepalive": self._keepalive_at}
+
     def deadline(self) -> float | None:
         """When `expire` is to be called next."""
         return min((at for at in (self._retry_at, self._hold_at, self._keepalive_at) if at is not None), default=None)
@@ -229,7 +242,7 @@ class Connection:
     # ------------------------------------------------------------------------------------------------ messages
 
     def _message(self, kind: int, body: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
-        self.received_messages[kind] += 1
+        self._recorder.hear(kind, body, now)
         self._unexpected = kind
         if kind == MessageType.UPDATE:
             if self._decoder is None or self.state is not State.ESTABLISHED:
@@ -303,16 +316,21 @@ class Connection:
                 self._hold_at = now + self._hold_time if self._hold_time else None
             elif action is Action.FSM_ERROR or action is Action.NOTIFY:
                 sent = self._fsm_error(was) if action is Action.FSM_ERROR else self._notification
-                self._outputs.append(Send(self.direction, sent.encode()))
+                self._say(sent.encode(), now)
             else:
                 self._carry_out(action, now)
         self.state = transition.next
         if transition.next is State.ESTABLISHED and was is not State.ESTABLISHED:
             assert self.negotiated is not None
             self.retry_count = 0
-            self._outputs.append(Established(self.negotiated))
+            negotiated = self.negotiated
+            self._recorder.context = Context(negotiated.families, negotiated.as4, negotiated.internal)
+            self._recorder.note(f"established, {self.direction.value}", now)
+            self._outputs.append(Established(negotiated))
         elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
             self._outputs.append(Down(self.direction, was, self._reason, sent, self._received, self.received_open))
+            if was is not State.ACTIVE:  # who only waited has nothing to tell
+                self._recorder.note(f"down in {was.name}, {self.direction.value}: {self._reason}", now)
             self._forget()
 
     def _carry_out(self, action: Action, now: float) -> None:
@@ -322,9 +340,9 @@ class Connection:
             self._outputs.append(Close(self.direction))
             self._hold_at = self._keepalive_at = None
         elif action is Action.SEND_OPEN:
-            self._outputs.append(Send(self.direction, self._own_open().encode()))
+            self._say(self._own_open().encode(), now)
         elif action is Action.SEND_KEEPALIVE:
-            self._outputs.append(Send(self.direction, KEEPALIVE))
+            self._say(KEEPALIVE, now)
         elif action is Action.START_RETRY:
             # A machine that does not connect has nothing to retry.
             if self.direction is Direction.OUTGOING and not self.settings.passive:
@@ -340,6 +358,10 @@ class Connection:
             self.retry_count += 1
         elif action is Action.RESET_COUNT:
             self.retry_count = 0
+
+    def _say(self, message: bytes, now: float) -> None:
+        self._recorder.say(message, 1, now)
+        self._outputs.append(Send(self.direction, message))
 
     def _fsm_error(self, state: State) -> Notification:
         """RFC 6608: the state is the subcode, the type of the message the data."""

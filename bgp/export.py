@@ -32,18 +32,20 @@ class ExportSettings:
     next_hop_self: bool | None = None
     """None means what is usual: towards another AS yes, within our own no."""
     policy: Policy | None = None
+    """None: what we originate and what we reflect."""
 
 
 def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route) -> Attributes | None:
     """The attributes to announce; None when peers of these settings must not have the route."""
     attributes = route.attributes
-    if not _may_go(settings.kind, route):
+    if not _may_go(settings.kind, route) or (settings.policy is None and not _by_default(settings.kind, route)):
         return None
-    base = _to_external(settings, attributes) if settings.kind is Kind.EXTERNAL else _to_internal(settings, route)
+    base = _to_external(settings, route) if settings.kind is Kind.EXTERNAL else _to_internal(settings, route)
     by_way_of_us = settings.kind is Kind.EXTERNAL if settings.next_hop_self is None else settings.next_hop_self
     if by_way_of_us or not attributes.next_hop:
         base = base._replace(next_hop=dict(settings.addresses).get(family, b""))
-    changed = settings.policy.apply(family, prefix, attributes, base) if settings.policy else base
+    own = route.source.kind is Kind.LOCAL
+    changed = settings.policy.apply(family, prefix, attributes, base, own=own) if settings.policy else base
     # A next hop that is not of the family cannot be encoded: we have no address there.
     if changed is None or not changed.next_hop or (len(changed.next_hop) == 4) != (family is Family.IPV4):
         return None
@@ -62,11 +64,19 @@ def _may_go(kind: Kind, route: Route) -> bool:
     return not (kind is Kind.INTERNAL and route.source.kind is Kind.INTERNAL)
 
 
-def _to_external(settings: ExportSettings, attributes: Attributes) -> Attributes:
+def _by_default(kind: Kind, route: Route) -> bool:
+    """Our own, and what a reflector is there for: from a client to all of our AS, from all of our AS to a client."""
+    source = route.source.kind
+    inside = (Kind.INTERNAL, Kind.CLIENT)
+    return source is Kind.LOCAL or (source in inside and kind in inside and Kind.CLIENT in (source, kind))
+
+
+def _to_external(settings: ExportSettings, route: Route) -> Attributes:
     """MED stays within the AS that it was sent to (RFC 4271 section 5.1.4); LOCAL_PREF and reflection within ours."""
+    attributes = route.attributes
     return attributes._replace(
         as_path=attributes.as_path.prepend(settings.asn),
-        med=None,
+        med=attributes.med if route.source.kind is Kind.LOCAL else None,
         local_pref=None,
         originator_id=b"",
         cluster_list=(),

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bgp.connection import Negotiated, Settings
 from bgp.export import ExportSettings
 from bgp.message import Attributes, Capabilities, Family, GracefulRestart
 from bgp.message.attribute_decoding import Fault
+from bgp.own import OwnPrefixes
 from bgp.policy import Policy
 from bgp.route import Kind, Source
 from bgp.session import Session
+from bgp.transport import DEFAULT_TRANSPORT, Transport
+
+if TYPE_CHECKING:
+    from bgp.ranges import PeerRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +65,15 @@ class PeerConfig:
     """How often our AS may stand in a path from it."""
     enforce_first_as: bool = True
     """A path from another AS must begin with that AS."""
+    accept_default: bool = False
+    """Whether a default route from it is used."""
     most_prefixes: int | None = None
     """In each family; one more and the session ends, and stays down until it is started again."""
     warn_at: float = 0.8
     """The share of `most_prefixes` at which a warning is given."""
+    shutdown: str | None = None
+    """Words (or none, "") with which the session is kept down by the operator; None: it is kept up."""
+    transport: Transport = DEFAULT_TRANSPORT
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
@@ -71,7 +82,7 @@ class PeerConfig:
 
 _CHANGEABLE = (
     *("client", "next_hop_self", "import_policy", "export_policy", "allowed_own_as", "enforce_first_as"),
-    *("most_prefixes", "warn_at", "connect_retry"),
+    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown"),
 )
 """What can change under a session that stands."""
 
@@ -79,16 +90,25 @@ _CHANGEABLE = (
 class Peer:
     """A peer while it is configured; its session comes and goes."""
 
-    def __init__(self, speaker: SpeakerConfig, config: PeerConfig, session: Session) -> None:
+    def __init__(self, speaker: SpeakerConfig, config: PeerConfig, session: Session, own: OwnPrefixes) -> None:
         self.speaker = speaker
         self.config = config
         self.session = session
+        self.within: PeerRange | None = None
+        """The range that it comes from; None: it is listed."""
+        self.flaps = 0
+        """How often its session has gone down."""
+        self._own = own
         self.source = Source(config.name, self.kind(config.asn), config.asn or 0, address=config.address)
         self.since = 0.0
         """When the session came up or went down."""
         self.faults: dict[Fault, int] = {}
         """What was wrong with its UPDATEs, and how often; the oldest kind is forgotten beyond a hundred."""
+        self.malformed = 0
+        """UPDATEs with something wrong."""
         self.warned: set[Family] = set()
+        self.ended: set[Family] = set()
+        """The families in which it has sent End-of-RIB since its session came up."""
         self.scheduled: float | None = None
         self.restart_ends: float | None = None
         """Until when its routes are kept although it is away, or until when it must have announced them anew."""
@@ -113,6 +133,13 @@ class Peer:
         self.source.identifier = negotiated.received.identifier
         self.source.kind = self.kind(self.source.asn)
         self.warned.clear()
+        self.ended.clear()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the session stands and the peer has told all that it has."""
+        negotiated = self.session.negotiated
+        return negotiated is not None and self.ended.issuperset(negotiated.families)
 
     def export_settings(self) -> ExportSettings:
         """The group that it belongs to, while its session stands."""
@@ -132,6 +159,7 @@ class Peer:
         )
 
     def remember(self, faults: Iterable[Fault]) -> None:
+        self.malformed += 1
         for fault in faults:
             self.faults[fault] = self.faults.pop(fault, 0) + 1
             if len(self.faults) > 100:
@@ -144,16 +172,27 @@ class Peer:
     ) -> Iterable[tuple[list[bytes], Attributes, str]]:
         """Prefixes with one and the same fate: what counts for them, and why they may not be used (else empty)."""
         refused = self._refused(received)
-        policy = self.config.import_policy
-        if refused or policy is None:
+        if refused:
             return ((prefixes, received, refused),)
-        fates: dict[Attributes | None, list[bytes]] = {}
+        policy, own = self.config.import_policy, self._own
+        if policy is None and not any(own.refused(family, prefix) or not prefix[0] for prefix in prefixes):
+            return ((prefixes, received, ""),)
+        fates: dict[tuple[Attributes, str], list[bytes]] = {}
         for prefix in prefixes:
-            fates.setdefault(policy.apply(family, prefix, received), []).append(prefix)
-        return [
-            (some, received, "rejected by the import policy") if attributes is None else (some, attributes, "")
-            for attributes, some in fates.items()
-        ]
+            fates.setdefault(self._fate(family, prefix, received), []).append(prefix)
+        return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
+
+    def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:
+        """What counts for a prefix, and why it may not be used."""
+        refused = self._own.refused(family, prefix)
+        if refused:
+            return received, refused
+        if not prefix[0] and not self.config.accept_default:
+            return received, "a default route"
+        if self.config.import_policy is None:
+            return received, ""
+        attributes = self.config.import_policy.apply(family, prefix, received)
+        return (received, "rejected by the import policy") if attributes is None else (attributes, "")
 
     def _refused(self, attributes: Attributes) -> str:
         """Why the protocol forbids the route; empty when it does not."""

@@ -2,6 +2,9 @@
 
 Rule: a policy is a list of rules read from the top; the first that matches decides. A rule without conditions
 matches everything. Policies are compared by identity: sessions that share one share the work.
+
+Without a policy of its own a peer is given what we originate and what we reflect, nothing else (export.py): nobody
+becomes a transit by leaving something out (RFC 8212). EVERYTHING is the policy of who wants to be one.
 """
 
 from __future__ import annotations
@@ -67,11 +70,14 @@ class Match:
     originator: frozenset[int] = frozenset()
     """The AS that the route began in: the rightmost."""
     longest_path: int | None = None
+    own: bool | None = None
+    """Whether we originate it; None: either way."""
 
-    def matches(self, family: Family, prefix: bytes, attributes: Attributes) -> bool:
+    def matches(self, family: Family, prefix: bytes, attributes: Attributes, *, own: bool = False) -> bool:
         path = attributes.as_path
         return (
-            (not self.prefixes or any(entry.matches(family, prefix) for entry in self.prefixes))
+            (self.own is None or self.own is own)
+            and (not self.prefixes or any(entry.matches(family, prefix) for entry in self.prefixes))
             and (not self.communities or not self.communities.isdisjoint(attributes.communities))
             and (not self.large_communities or not self.large_communities.isdisjoint(attributes.large_communities))
             and (not self.through or not self.through.isdisjoint(path.numbers()))
@@ -138,15 +144,24 @@ class Policy:
     accept: bool = True
 
     def apply(
-        self, family: Family, prefix: bytes, attributes: Attributes, base: Attributes | None = None
+        self,
+        family: Family,
+        prefix: bytes,
+        attributes: Attributes,
+        base: Attributes | None = None,
+        *,
+        own: bool = False,
     ) -> Attributes | None:
         """The attributes to go on with, or None to reject.
 
         Conditions look at `attributes`; changes are made to `base`, which for export already has what the protocol
-        demands (next hop, AS path).
+        demands (next hop, AS path). `own`: the route is one that we originate.
         """
         base = attributes if base is None else base
         for rule in self.rules:
-            if rule.match.matches(family, prefix, attributes):
+            if rule.match.matches(family, prefix, attributes, own=own):
                 return rule.change.apply(family, base) if rule.accept else None
         return base if self.accept else None
+
+
+EVERYTHING = Policy()

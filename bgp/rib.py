@@ -7,9 +7,11 @@ is done per prefix and batch, however often a peer changes its mind in between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from bgp.decision import Metric, decide
 from bgp.message import Attributes, Family
+from bgp.policy import PrefixRange
 from bgp.route import Route, Source
 
 Chosen = tuple[Route, ...]
@@ -65,6 +67,14 @@ class Rib:
                 stale.pop(prefix, None)
             marked[prefix] = None
 
+    def replace(self, source: Source, prefix: bytes, attributes: Attributes, rejected: str) -> None:
+        """Another judgement of what the source has said; whether that is stale is another matter."""
+        old = self._received[source][prefix]
+        route = self._received[source][prefix] = Route(source, attributes, old.received, rejected)
+        known = self._candidates[prefix]
+        known[known.index(old)] = route
+        self._marked[prefix] = None
+
     def withdraw(self, source: Source, prefixes: Iterable[bytes]) -> None:
         """The source takes these prefixes back; those that it has not given are passed over."""
         mine = self._received.get(source)
@@ -102,12 +112,27 @@ class Rib:
 
     # --------------------------------------------------------------------------------------------- what comes out
 
-    def take_changes(self) -> dict[bytes, Chosen]:
-        """Each prefix whose choice has changed since the last call, with what is chosen now."""
+    @property
+    def pending(self) -> bool:
+        """Whether a prefix is marked."""
+        return bool(self._marked)
+
+    def take_changes(self, most: int | None = None) -> dict[bytes, Chosen]:
+        """Each prefix whose choice has changed since the last call, with what is chosen now.
+
+        At most so many are decided, those marked first; the others stay marked.
+        """
         changes: dict[bytes, Chosen] = {}
         candidates, chosen = self._candidates, self.chosen
         metric, paths = self.metric, self.paths
-        for prefix in self._marked:
+        marked = self._marked
+        if most is None or most >= len(marked):
+            self._marked = {}
+        else:
+            marked = dict.fromkeys(islice(marked, most))
+            for prefix in marked:
+                del self._marked[prefix]
+        for prefix in marked:
             known = candidates.get(prefix)
             new = decide(known, metric, paths) if known else ()
             if new == chosen.get(prefix, ()):
@@ -117,7 +142,6 @@ class Rib:
                 chosen[prefix] = new
             else:
                 del chosen[prefix]
-        self._marked.clear()
         return changes
 
     def next_hops_changed(self, next_hops: Iterable[bytes]) -> None:
@@ -137,9 +161,30 @@ class Rib:
         """Adj-RIB-In of a source, rejected routes included. Not to be changed."""
         return self._received.get(source, {})
 
+    def prefixes(self) -> Iterable[bytes]:
+        """All that somebody has a route to, used or not."""
+        return self._candidates
+
     def candidates(self, prefix: bytes) -> tuple[Route, ...]:
         """All routes of a prefix, in no order."""
         return tuple(self._candidates.get(prefix, ()))
+
+    def at(self, prefix: bytes) -> Iterator[tuple[Source, bytes, Route]]:
+        """Each source's route to a prefix."""
+        for route in self._candidates.get(prefix, ()):
+            yield route.source, prefix, route
+
+    def within(self, prefix: bytes) -> Iterator[tuple[Source, bytes, Route]]:
+        """The same for all that lies inside, the prefix itself included."""
+        longest = 32 if self.family is Family.IPV4 else 128
+        inside = PrefixRange(self.family, prefix, prefix[0], longest)
+        for each in self._candidates:
+            if inside.matches(self.family, each):
+                yield from self.at(each)
+
+    def stale(self, source: Source) -> int:
+        """How many routes of a source that restarts it has not announced anew yet."""
+        return len(self._stale.get(source, ()))
 
     def best(self) -> Iterator[tuple[bytes, Route]]:
         """Each prefix with its best route."""

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from bgp.connection import Close, Connection, Direction, Down, Established, Negotiated, Output, Send, Settings
 from bgp.fsm import State
-from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, MessageType, Notification, Open
+from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, Notification, Open
+from bgp.recorder import Recorder
 
 _FIRST_IDLE = 1.0
 """Seconds before the first new start after a session broke; doubled with each failure."""
@@ -30,6 +31,7 @@ class Session:
         settings: Settings,
         random: Callable[[], float],
         decoders: Callable[[bool, bool], AttributeDecoder] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         Open(settings.asn, settings.hold_time, settings.identifier, settings.capabilities).encode()
         self.settings = settings
@@ -41,8 +43,10 @@ class Session:
         self._outputs: list[Output] = []
         self._seen = 0  # how many of the outputs _after has looked at
         self._random = random
+        self.recorder = recorder or Recorder()
         self._connections = {
-            direction: Connection(settings, direction, self._outputs, random, decoders) for direction in Direction
+            direction: Connection(settings, direction, self._outputs, random, decoders, self.recorder)
+            for direction in Direction
         }
         self._outgoing = self._connections[Direction.OUTGOING]
         self._incoming = self._connections[Direction.INCOMING]
@@ -63,10 +67,10 @@ class Session:
                 return connection.negotiated
         return None
 
-    def received_messages(self) -> dict[MessageType, int]:
-        """How many messages of each kind have come, over all connections."""
-        both = [connection.received_messages for connection in self._connections.values()]
-        return {kind: sum(counts[kind] for counts in both) for kind in MessageType}
+    def timers(self) -> dict[str, float | None]:
+        """When each timer runs out: that of the connection that has come furthest, and of the next start."""
+        furthest = max(self._connections.values(), key=lambda connection: connection.state)
+        return {**furthest.timers(), "start": self._start_at}
 
     def take(self) -> list[Output]:
         """What came up since the last call, in order: Connect, Send and Close are to be done, the rest is news."""
@@ -146,6 +150,10 @@ class Session:
         """Octets of a connection."""
         self._connections[direction].receive(data, now, lambda connection: self._survives(connection, now))
         self._after(now)
+
+    def unread(self, direction: Direction, now: float) -> None:
+        """Octets have come on a connection and wait to be received."""
+        self._connections[direction].unread(now)
 
     def deadline(self) -> float | None:
         """When `expire` is to be called; None while nothing is awaited."""

@@ -11,20 +11,29 @@ it calls `take` after what has happened, carries out each Connect, Send and Clos
     changes = speaker.take_changes()
 
 Graceful restart (RFC 4724) works both ways. A peer that goes away without a word keeps its routes until its restart
-time is over; back again, it must announce them anew. When we restart, nothing is decided until the peers named in
-`restarting` have sent all they have, or `deferral` seconds are over.
+time is over; back again, it must announce them anew. Our own is in deferral.py.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from bgp.adj_rib_out import UpdateGroup
-from bgp.connection import Direction, Down, Established, Negotiated, Output, RefreshRequested
+from bgp.advertising import Advertising
+from bgp.connection import (
+    Close,
+    Connect,
+    Direction,
+    Down,
+    Established,
+    Negotiated,
+    Output,
+    RefreshRequested,
+    Send,
+)
 from bgp.decision import Metric
-from bgp.export import ExportSettings
+from bgp.deferral import Deferral
 from bgp.fsm import State
 from bgp.message import (
     AttributeDecoder,
@@ -35,14 +44,15 @@ from bgp.message import (
     LocalError,
     Notification,
     Update,
-    encode_end_of_rib,
     encode_route_refresh,
-    encode_withdrawal,
 )
+from bgp.own import OwnPrefixes
 from bgp.peer import Peer, PeerConfig, SpeakerConfig, capabilities, session_settings
+from bgp.ranges import PeerRange, range_of
 from bgp.rib import Chosen, Rib
 from bgp.route import Kind, Source
 from bgp.session import Session
+from bgp.transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +65,28 @@ class PrefixLimit:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A peer has sent End-of-RIB in every family of the session: it has told us all that it has."""
+
+
 _SETTLED = 10.0
 """Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
 
-Told = tuple[str, Output | PrefixLimit]
+News = Established | Down | PrefixLimit | Complete
+Told = tuple[str, Connect | Send | Close | News]
 """The peer's name, and what is to be done or has happened."""
+
+AT_ONCE = 5000
+"""Prefixes of a family that one `take` decides: some 50 ms of work."""
 
 
 class Speaker:
-    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop."""
+    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop.
+
+    After a restart of ours, `restarting` names the peers that stood before it: nothing is decided until they have
+    sent all they have, or `deferral` seconds are over.
+    """
 
     def __init__(
         self,
@@ -77,33 +100,41 @@ class Speaker:
     ) -> None:
         self.config = config
         self.peers: dict[str, Peer] = {}
+        self.ranges: tuple[PeerRange, ...] = ()
         self.ribs = {family: Rib(family, metric, config.paths) for family in config.families}
-        self.groups: dict[ExportSettings, UpdateGroup] = {}
+        self.advertising = Advertising(self.ribs, self._send)
+        self.own = OwnPrefixes(config.families)
         self.local = Source("local", Kind.LOCAL, config.asn, config.identifier)
+        self.deferral = Deferral(config.families, restarting, now + deferral)
         self._random = random
+        self._now = now
         self._outputs: list[Told] = []
         self._changes: dict[Family, dict[bytes, Chosen]] = {family: {} for family in config.families}
         self._decoders: dict[tuple[bool, bool], AttributeDecoder] = {}
         self._peers_of: dict[Source, Peer] = {}
+        self._by_address: dict[bytes, str] = {}
         self._joining: dict[str, None] = {}
+        self._leaving: dict[str, None] = {}
         self._sent_to: dict[str, None] = {}
         self._timers: list[tuple[float, str]] = []
-        self._restarting = frozenset(restarting)
-        self._awaited = {family: set(self._restarting) for family in config.families} if self._restarting else {}
-        self._deferral_ends = now + deferral if self._restarting else now
 
     # ------------------------------------------------------------------------------------------------- the operator
 
     def add_peer(self, config: PeerConfig, now: float) -> Peer:
         """A new peer, whose session is begun at once. Raises LocalError when the name is taken."""
+        return self._add(config, now, None)
+
+    def _add(self, config: PeerConfig, now: float, within: PeerRange | None) -> Peer:
         if config.name in self.peers:
             raise LocalError(f"there is a peer {config.name!r} already")
-        restarting = bool(self._awaited)
-        settings = session_settings(self.config, config, restarting=restarting)
-        peer = Peer(self.config, config, Session(settings, self._random, self._decoder))
+        settings = session_settings(self.config, config, restarting=bool(self.deferral))
+        peer = Peer(self.config, config, Session(settings, self._random, self._decoder), self.own)
+        peer.within = within
         self.peers[config.name] = self._peers_of[peer.source] = peer
+        self._by_address.setdefault(config.address, config.name)
         peer.since = now
-        peer.session.start(now)
+        if config.shutdown is None:
+            peer.session.start(now)
         self._touched(peer, now)
         return peer
 
@@ -115,22 +146,76 @@ class Speaker:
         self._forget_routes(peer)
         self._no_longer_awaited(name)
         self._sent_to.pop(name, None)
+        self._leaving.pop(name, None)
         del self.peers[name], self._peers_of[peer.source]
+        if self._by_address.get(peer.config.address) == name:
+            del self._by_address[peer.config.address]
+            for other in self.peers.values():
+                self._by_address.setdefault(other.config.address, other.name)
 
-    def set_peers(self, configs: Iterable[PeerConfig], now: float) -> None:
-        """Make the peers these and no others; only sessions whose own settings have changed are begun anew."""
+    def set_peers(self, configs: Iterable[PeerConfig], now: float, ranges: Iterable[PeerRange] = ()) -> None:
+        """Make the peers these, those of the ranges, and no others.
+
+        Only sessions whose own settings have changed are begun anew.
+        """
+        self._now = now
+        self.ranges = tuple(ranges)
         wanted = {config.name: config for config in configs}
+        addresses = {config.address for config in wanted.values()}
+        known = {each.name: each for each in self.ranges}
         for name, peer in list(self.peers.items()):
             config = wanted.get(name)
+            address = peer.config.address
+            if peer.within is not None and address not in addresses:
+                within = known.get(peer.within.name)
+                config = None
+                if within is not None and range_of(self.ranges, address) is within:
+                    peer.within, config = within, within.member(address)
+            elif peer.within is not None:
+                config = None  # it has a configuration of its own now
             if config is None:
                 self.remove_peer(name, now)
             elif not peer.config.same_session(config):
                 self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
             elif peer.config != config:
-                self._reconfigure(peer, config)
+                self._reconfigure(peer, config, now)
         for name, config in wanted.items():
             if name not in self.peers:
                 self.add_peer(config, now)
+
+    def set_config(self, config: SpeakerConfig, now: float) -> None:
+        """Other settings for the speaker; sessions stand. Raises LocalError for what cannot change under them."""
+        before = self.config
+        fixed = (before.asn, before.identifier, before.families)
+        if fixed != (config.asn, config.identifier, config.families):
+            raise LocalError("AS number, router id and families of a running speaker do not change")
+        if config == before:
+            return
+        self._flush()
+        self.config = config
+        for rib in self.ribs.values():
+            if rib.paths != config.paths:
+                rib.paths = config.paths
+                rib.decide_anew()
+        for peer in self.peers.values():
+            peer.speaker = config
+            peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
+            if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
+                self._judge_again(peer)
+            self._move(peer)
+            self._touched(peer, now)
+
+    def stop_peer(self, name: str, now: float, text: str = "") -> None:
+        """End a session with words for the other operator (RFC 9003); it stays down until `start_peer`."""
+        peer = self.peers[name]
+        peer.session.stop(now, Notification.shutdown(text))
+        self._touched(peer, now)
+        self._forget_routes(peer)
+
+    def start_peer(self, name: str, now: float) -> None:
+        """Keep a session with the peer, after it was stopped or had given too many prefixes."""
+        self.peers[name].session.start(now)
+        self._touched(self.peers[name], now)
 
     def reset(self, name: str, now: float, text: str = "") -> None:
         """End a session and begin it anew; one that was ended for too many prefixes is begun again."""
@@ -150,18 +235,40 @@ class Speaker:
         negotiated = self.peers[name].session.negotiated
         if negotiated is None or not negotiated.route_refresh or family not in negotiated.families:
             raise LocalError(f"{name} does not take a request for {family.name} now")
-        self._send(self.peers[name], encode_route_refresh(family))
+        self._send(self.peers[name].source, encode_route_refresh(family), 1)
 
-    def originate(self, family: Family, prefix: bytes, attributes: Attributes | None = None) -> None:
-        """Announce a prefix of ours. Without a next hop it is reached by way of us."""
+    def originate(
+        self, family: Family, prefix: bytes, attributes: Attributes | None = None, *, guard: bool = False
+    ) -> None:
+        """Announce a prefix of ours. Without a next hop it is reached by way of us.
+
+        Nobody else's route to it is used; with `guard`, nor one to a part of it.
+        """
         attributes = attributes or Attributes()
         self.ribs[family].announce(self.local, (prefix,), attributes, attributes)
+        if self.own.add(family, prefix, guard=guard):
+            self._own_changed(family, prefix, guard)
 
     def retract(self, family: Family, prefix: bytes) -> None:
         """Announce it no longer."""
         self.ribs[family].withdraw(self.local, (prefix,))
+        self._own_changed(family, prefix, self.own.remove(family, prefix))
 
     # ---------------------------------------------------------------------------------------------------- the world
+
+    def incoming(self, address: bytes, now: float) -> str | None:
+        """The name of the peer that may connect from this address, one of a range among them; None: nobody may."""
+        name = self._by_address.get(address)
+        if name is not None:
+            return name
+        within = range_of(self.ranges, address)
+        if within is None:
+            return None
+        config = within.member(address)
+        members = sum(peer.within is not None and peer.within.name == within.name for peer in self.peers.values())
+        if members >= within.limit or config.name in self.peers:
+            return None
+        return self._add(config, now, within).name
 
     def accepted(self, name: str, now: float) -> bool:
         """A peer has connected. False: the caller closes that connection; Session.refusal() is what to say."""
@@ -199,10 +306,43 @@ class Speaker:
             peer.session.receive(direction, data, now)
             self._touched(peer, now)
 
+    def unread(self, name: str, direction: Direction, now: float) -> None:
+        """Octets have come that could not be given to `receive` yet: the peer is not to be held for silent."""
+        if peer := self.peers.get(name):
+            peer.session.unread(direction, now)
+
+    def hold(self, name: str) -> None:
+        """The peer does not read: it is told nothing new until `release`."""
+        if peer := self.peers.get(name):
+            self.advertising.hold(peer.source)
+
+    def release(self, name: str) -> None:
+        """The peer has read: it is told what has changed meanwhile."""
+        if peer := self.peers.get(name):
+            self.advertising.release(peer.source)
+
+    def transports(self) -> Iterator[tuple[bytes, int | None, Transport]]:
+        """For the listening sockets: each peer's address, None, transport; a range's address, length, transport."""
+        for peer in self.peers.values():
+            if peer.within is None:
+                yield peer.config.address, None, peer.config.transport
+        for each in self.ranges:
+            yield each.template.address, each.prefix[0], each.template.transport
+
+    @property
+    def deferring(self) -> bool:
+        """Whether we have restarted, and nothing is decided yet in some family."""
+        return bool(self.deferral)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `take` has left something undecided for its next call."""
+        return any(rib.pending for family, rib in self.ribs.items() if family not in self.deferral)
+
     def deadline(self) -> float | None:
         """When `expire` is to be called next, or earlier."""
-        ends = [self._deferral_ends] if self._awaited else []
-        return min(ends + [at for at, _ in self._timers[:1]], default=None)
+        ends = self.deferral.ends
+        return min(([] if ends is None else [ends]) + [at for at, _ in self._timers[:1]], default=None)
 
     def expire(self, now: float) -> None:
         """Carry out what is due. Calling it early does nothing."""
@@ -216,18 +356,25 @@ class Speaker:
                 self._restart_is_over(peer)
             peer.session.expire(now)
             self._touched(peer, now)
-        if self._awaited and self._deferral_ends <= now:
-            self._awaited.clear()
+        if self.deferral.expire(now):
             self._restarted()
 
     def take(self, now: float) -> list[Told]:
-        """Decide what has been left undecided, and give all that is to be done and known, in order."""
-        self._flush()
-        for name in self._joining.copy():
-            self._join(self.peers[name])
+        """Decide what has been left undecided, and give all that is to be done and known, in order.
+
+        At most AT_ONCE prefixes of a family are decided; `pending` says whether some are left for another call.
+        """
+        self._now = now
+        self._flush(AT_ONCE)
+        if not self.pending:
+            for name in self._joining.copy():
+                self._join(self.peers[name])
+        self.advertising.answer()
         for name in self._sent_to:
             self._touched(self.peers[name], now)
         self._sent_to.clear()
+        for name in tuple(self._leaving):
+            self._leave(self.peers[name], now)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -257,15 +404,17 @@ class Speaker:
     def _hear(self, peer: Peer, output: Output, now: float) -> None:
         if isinstance(output, Update):
             self._update(peer, output, now)
-            return
-        if isinstance(output, RefreshRequested):
-            self._dump(peer, output.family)
-            return
-        if isinstance(output, Established):
-            self._came_up(peer, output.negotiated, now)
-        elif isinstance(output, Down) and output.was is State.ESTABLISHED:
-            self._went_down(peer, output, now)
-        self._outputs.append((peer.name, output))
+        elif isinstance(output, RefreshRequested):
+            self.advertising.ask(peer.source, output.family)
+        else:
+            if isinstance(output, Established):
+                self._came_up(peer, output.negotiated, now)
+            elif isinstance(output, Down):
+                if output.was is State.ESTABLISHED:
+                    self._went_down(peer, output, now)
+                if peer.within is not None:
+                    self._leaving[peer.name] = None
+            self._outputs.append((peer.name, output))
 
     def _update(self, peer: Peer, update: Update, now: float) -> None:
         source = peer.source
@@ -282,6 +431,10 @@ class Speaker:
         if update.end_of_rib is not None:
             self.ribs[update.end_of_rib].sweep(source)
             self._no_longer_awaited(peer.name, update.end_of_rib)
+            before = peer.complete
+            peer.ended.add(update.end_of_rib)
+            if peer.complete is not before:
+                self._outputs.append((peer.name, Complete()))
 
     def _check_limit(self, peer: Peer, family: Family, limit: int, now: float) -> None:
         count = len(self.ribs[family].received(peer.source))
@@ -307,8 +460,9 @@ class Speaker:
 
     def _went_down(self, peer: Peer, down: Down, now: float) -> None:
         peer.since = now
+        peer.flaps += 1
         self._joining.pop(peer.name, None)
-        self._leave_group(peer)
+        self.advertising.leave(peer.source)
         restart = down.peer_open.capabilities.graceful_restart if down.peer_open else None
         without_a_word = down.sent is None and down.received is None
         if restart and without_a_word and self.config.restart_time and peer.session.started:
@@ -328,21 +482,23 @@ class Speaker:
         peer.restart_ends = None
         for rib in self.ribs.values():
             rib.sweep(peer.source)
+        if peer.within is not None:
+            self._leaving[peer.name] = None
 
     def _forget_routes(self, peer: Peer) -> None:
         peer.restart_ends = None
         for rib in self.ribs.values():
             rib.remove(peer.source)
 
+    def _leave(self, peer: Peer, now: float) -> None:
+        """A peer of a range whose session is over is none any more, unless it or its routes are kept."""
+        del self._leaving[peer.name]
+        if peer.session.started and peer.session.state < State.OPEN_SENT and peer.restart_ends is None:
+            self.remove_peer(peer.name, now)
+
     def _no_longer_awaited(self, name: str, family: Family | None = None) -> None:
-        for each in (family,) if family else tuple(self._awaited):
-            names = self._awaited.get(each)
-            if names is not None:
-                names.discard(name)
-                if not names:
-                    del self._awaited[each]
-                    if not self._awaited:
-                        self._restarted()
+        if self.deferral.heard(name, family):
+            self._restarted()
 
     def _restarted(self) -> None:
         """Our own restart is over: the next OPEN says so."""
@@ -351,73 +507,41 @@ class Speaker:
 
     # ------------------------------------------------------------------------------------------- what peers are told
 
-    def _flush(self) -> None:
+    def _flush(self, most: int | None = None) -> None:
         """Decide what is marked, and tell the groups."""
         for family, rib in self.ribs.items():
-            if family in self._awaited:
+            if family in self.deferral:
                 continue
-            changes = rib.take_changes()
+            changes = rib.take_changes(most)
             if changes:
                 self._changes[family].update(changes)
-                for group in self.groups.values():
-                    self._tell(group, family, changes)
+                self.advertising.tell(family, changes)
 
-    def _tell(self, group: UpdateGroup, family: Family, changes: dict[bytes, Chosen]) -> None:
-        batch = group.apply(family, changes)
-        for member in group.members:
-            data = batch.octets(member)
-            if data:
-                self._send(self._peers_of[member], data)
-
-    def _send(self, peer: Peer, data: bytes) -> None:
+    def _send(self, member: Source, data: bytes, count: int) -> None:
+        peer = self._peers_of[member]
         peer.session.send(data)
+        peer.session.recorder.say(data, count, self._now)
         self._sent_to[peer.name] = None
 
     def _join(self, peer: Peer) -> None:
-        """The session has come up, and everything is decided: the peer is told all, then End-of-RIB."""
+        """The session has come up, and everything is decided."""
         settings = peer.export_settings()
-        if any(family in self._awaited for family in settings.families):
-            return
-        del self._joining[peer.name]
-        self._group(settings).members[peer.source] = None
-        for family in settings.families:
-            self._dump(peer, family)
-            self._send(peer, encode_end_of_rib(family))
-
-    def _dump(self, peer: Peer, family: Family) -> None:
-        """Tell a member everything; nothing to one that is not told anything yet."""
-        group = self._group_of(peer)
-        data = group.everything(family, peer.source) if group else b""
-        if data:
-            self._send(peer, data)
-
-    def _group(self, settings: ExportSettings) -> UpdateGroup:
-        group = self.groups.get(settings)
-        if group is None:
-            group = self.groups[settings] = UpdateGroup(settings)
-            for family in settings.families:
-                group.fill(self.ribs[family])
-        return group
-
-    def _group_of(self, peer: Peer) -> UpdateGroup | None:
-        return next((group for group in self.groups.values() if peer.source in group.members), None)
-
-    def _leave_group(self, peer: Peer) -> None:
-        group = self._group_of(peer)
-        if group is not None:
-            del group.members[peer.source]
-            if not group.members:
-                del self.groups[group.settings]
+        if not any(family in self.deferral for family in settings.families):
+            del self._joining[peer.name]
+            self.advertising.join(peer.source, settings)
 
     # ------------------------------------------------------------------------------------------------------- changes
 
-    def _reconfigure(self, peer: Peer, config: PeerConfig) -> None:
+    def _reconfigure(self, peer: Peer, config: PeerConfig, now: float) -> None:
         """New settings for a session that goes on: its role, its policies."""
         self._flush()
         before = peer.config
         peer.config = config
-        standing = peer.session.negotiated is not None and peer.name not in self._joining
-        imports = ("import_policy", "allowed_own_as", "enforce_first_as")
+        if config.shutdown is not None and before.shutdown is None:
+            self.stop_peer(peer.name, now, config.shutdown)
+        elif config.shutdown is None and before.shutdown is not None:
+            self.start_peer(peer.name, now)
+        imports = ("import_policy", "allowed_own_as", "enforce_first_as", "accept_default")
         if any(getattr(before, name) != getattr(config, name) for name in imports):
             self._judge_again(peer)
         kind = peer.kind(peer.source.asn)
@@ -425,33 +549,32 @@ class Speaker:
             # Who may have its routes is another question now. What is the same is not sent again.
             peer.source.kind = kind
             for family, rib in self.ribs.items():
-                for group in self.groups.values():
-                    self._tell(group, family, rib.chosen)
-        if standing:
-            self._move(peer)
+                self.advertising.tell(family, rib.chosen)
+        self._move(peer)
+
+    def _move(self, peer: Peer) -> None:
+        if peer.session.negotiated is not None and peer.name not in self._joining:
+            self.advertising.move(peer.source, peer.export_settings())
+
+    def _own_changed(self, family: Family, prefix: bytes, guard: bool) -> None:
+        """A prefix is ours, or is not any more: what peers have said of it is judged anew."""
+        for source, inside, route in list(
+            self.ribs[family].within(prefix) if guard else self.ribs[family].at(prefix)
+        ):
+            if source is not self.local:
+                self._judge_one(self._peers_of[source], family, inside, route.received)
 
     def _judge_again(self, peer: Peer) -> None:
         for family, rib in self.ribs.items():
             for prefix, route in list(rib.received(peer.source).items()):
-                for some, attributes, rejected in peer.judge(family, [prefix], route.received):
-                    if (attributes, rejected) != (route.attributes, route.rejected):
-                        rib.announce(peer.source, some, attributes, route.received, rejected)
+                self._judge_one(peer, family, prefix, route.received)
 
-    def _move(self, peer: Peer) -> None:
-        """Into the group that its settings demand now; it is told what differs between the two."""
-        old, settings = self._group_of(peer), peer.export_settings()
-        if old is None or old.settings == settings:
-            return
-        new = self._group(settings)
-        for family in settings.families:
-            before = dict(old.advertised(family, peer.source))
-            after = dict(new.advertised(family, peer.source))
-            gone = [prefix for prefix in before if prefix not in after]
-            data = b"".join(encode_withdrawal(family, gone)) + new.everything(family, peer.source)
-            if data:
-                self._send(peer, data)
-        self._leave_group(peer)
-        new.members[peer.source] = None
+    def _judge_one(self, peer: Peer, family: Family, prefix: bytes, received: Attributes) -> None:
+        rib = self.ribs[family]
+        before = rib.received(peer.source)[prefix]
+        for some, attributes, rejected in peer.judge(family, [prefix], received):
+            if (attributes, rejected) != (before.attributes, before.rejected):
+                rib.replace(peer.source, some[0], attributes, rejected)
 
     def _decoder(self, as4: bool, internal: bool) -> AttributeDecoder:
         """Sessions of one kind share what has been parsed."""

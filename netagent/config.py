@@ -30,6 +30,7 @@ PREFIX = "NETAGENT_"
 _OTHER_VARIABLES = frozenset({"CONFIG", "DEBUG", "ETCD_PASSWORD", "LAB_DIR", "LIBNFTABLES"})
 # A path element in etcd and a label in views.
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z")
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/=-]{0,127}\Z")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     etcd_username: str = ""
     etcd_password_file: Path | None = None
     node_name: str = ""
+    labels: tuple[str, ...] = ()
     iface: tuple[str, ...] = ()
     iface_regex: tuple[str, ...] = ()
     iface_can_reach: str | None = None
@@ -213,6 +215,14 @@ def _name(value: Any) -> str:
     return name
 
 
+def _labels(value: Any) -> tuple[str, ...]:
+    labels = _words(value)
+    for label in labels:
+        if not LABEL.match(label):
+            raise ValueError(f"{label!r} is no label: write letters, digits and . _ / = - such as rack=r1")
+    return tuple(sorted(set(labels)))
+
+
 def _nft_name(value: Any) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", _text(value)):
         raise ValueError("write a table name of letters, digits, dashes and underscores")
@@ -275,6 +285,15 @@ OPTIONS: tuple[Option, ...] = (
         "name of this node in the cluster, different on every host; the hostname if not given",
         _name,
         '""',
+    ),
+    Option(
+        "labels",
+        "node",
+        "LABEL,...",
+        "labels of this node, separated by commas, by which the network's configuration can choose nodes "
+        "(route reflectors, the routers of a rack)",
+        _labels,
+        "[]",
     ),
     Option(
         "iface",

@@ -110,6 +110,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     addresses: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # what its operator calls it, for selectors in the network's configuration
     attributes: Mapping[str, str] = {}  # what a service shares (BGP role, cluster id ...)
 
 
@@ -126,6 +127,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     local_ip6: str | None = None
     v4: str | None = None
     v6: str | None = None
+    labels: tuple[str, ...] = ()
 
     def subnet(self, family: Family) -> str | None:
         return self.v4 if family == 4 else self.v6

@@ -242,6 +242,10 @@ class AgentView(Protocol):
         """Desired objects of these kinds (none given: of all), in the order of model.KINDS. As lazy as `peers`."""
         ...
 
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        """What the running part of a backend answers (contract.Viewer). UsageError where there is nothing to ask."""
+        ...
+
     async def plan(self) -> Sequence[Step]:
         """What a full pass would do now."""
         ...

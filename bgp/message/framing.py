@@ -23,6 +23,19 @@ def frame(kind: int, body: bytes) -> bytes:
     return MARKER + bytes((size >> 8, size & 0xFF, kind)) + body
 
 
+def cut(data: bytes, most: int | None = None) -> list[tuple[int, bytes]]:
+    """Our own messages, joined, as (type, body); at most so many, and no half one."""
+    found: list[tuple[int, bytes]] = []
+    position = 0
+    while position + HEADER_SIZE <= len(data) and len(found) != most:
+        size = data[position + 16] << 8 | data[position + 17]
+        if position + size > len(data):
+            break
+        found.append((data[position + 18], data[position + HEADER_SIZE : position + size]))
+        position += size
+    return found
+
+
 class Framer:
     """Cuts a stream of octets into messages."""
 

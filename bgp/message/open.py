@@ -44,6 +44,23 @@ class Capabilities:
     others: tuple[tuple[int, bytes], ...] = ()
     """Code and value of what this library does not know."""
 
+    def describe(self) -> dict[str, object]:
+        """In text and numbers: for views, logs and JSON."""
+        shown: dict[str, object] = {
+            "families": [family.name.lower() for family in self.families],
+            "as4": self.as4,
+            "route_refresh": self.route_refresh,
+        }
+        if restart := self.graceful_restart:
+            shown["graceful_restart"] = {
+                "time": restart.restart_time,
+                "restarting": restart.restarting,
+                "families": {family.name.lower(): kept for family, kept in restart.preserved},
+            }
+        if self.others:
+            shown["others"] = [{"code": code, "value": value.hex()} for code, value in self.others]
+        return shown
+
 
 @dataclass(frozen=True, slots=True)
 class Open:

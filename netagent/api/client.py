@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,11 @@ class Client:
 
     def plan(self) -> list[Step]:
         return self._get("/v1/plan", list[Step])
+
+    def backend(self, backend: str, view: str, **arguments: str) -> list[Any]:
+        """What the running part of a backend says of itself; the arguments that are not empty go along."""
+        query = urllib.parse.urlencode({name: value for name, value in arguments.items() if value})
+        return self._get(f"/v1/backend/{backend}/{view}?{query}", list[Any])
 
     def post(self, path: str) -> Any:
         """Ask for a change ("/v1/resync", "/v1/reload"); the decoded answer."""

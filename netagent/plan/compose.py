@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from netagent.contract import RANK_BASE, Backend, Context, Plan
+from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp
 from netagent.model import Finding, Lease, Object
 
 
@@ -78,7 +78,7 @@ class Composer:
         self.active = active
         self.previous = previous
         self.coming = coming
-        self.guarded = bool(self.ports)
+        self.guarded = bool(self.ports or self.tcp_ports)
 
     @property
     def standing(self) -> tuple[Standing, ...]:
@@ -89,7 +89,13 @@ class Composer:
     def ports(self) -> tuple[int, ...]:
         """UDP ports that peers must reach, sorted."""
         ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
-        return tuple(sorted(ports))
+        return tuple(sorted(port for port in ports if isinstance(port, int)))
+
+    @property
+    def tcp_ports(self) -> tuple[int, ...]:
+        """TCP ports that peers must reach, sorted."""
+        ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
+        return tuple(sorted(port.port for port in ports if isinstance(port, Tcp)))
 
     def base(self) -> tuple[Base, ...]:
         """The base plans. Where two want one key the active backend wins, then the coming one, then the latest."""

@@ -12,7 +12,7 @@ from netagent.lab.lab import Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd]
 
-BACKENDS = ("host-gw", "vxlan", "udp")
+BACKENDS = ("host-gw", "vxlan", "udp", "bgp")
 HEADERS = {4: 28, 6: 48}  # IP and ICMP
 
 SERVER = """
@@ -102,13 +102,23 @@ async def bridge_port(lab: Lab, name: str) -> str:
     return next(link["ifname"] for link in links if link["ifname"] != "eth0")
 
 
-@pytest.mark.parametrize("backend", ["vxlan", {"Type": "vxlan", "DirectRouting": True}, "udp"], ids=str)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "vxlan",
+        {"Type": "vxlan", "DirectRouting": True},
+        "udp",
+        {"Type": "bgp", "Encapsulation": "vxlan"},
+        {"Type": "bgp", "Encapsulation": "vxlan-cross-subnet"},
+    ],
+    ids=str,
+)
 async def test_across_a_router(backend: Any) -> None:
     async with Lab(nodes=4, backend=backend, kind="racks", ipv6=True) as lab:
         await lab.ready()
         matrix = await lab.ping(hosts=True)
         assert matrix.ok, matrix.failed
-        if isinstance(backend, dict):
+        if isinstance(backend, dict) and backend.get("Encapsulation") != "vxlan":
             near = next(h.name for h in lab.topology.hosts if h.rack == "rack1" and h.name != "h1")
             far = next(h.name for h in lab.topology.hosts if h.rack != "rack1")
             assert "dev eth0" in await lab["h1"].route_to(lab[near].container_ip())

@@ -56,6 +56,8 @@ class OneSession:
         return [(self.peer, output) for output in self.session.take()]
 
 
+_RETRANSMISSION = 0.3
+
 End = tuple[str, str, Direction]
 """One end of a TCP connection: the node, its peer, who began."""
 
@@ -65,6 +67,8 @@ class _Tcp:
 
     def __init__(self, one: End, two: End, stands: float) -> None:
         self.other = {one: two, two: one}
+        self.unsent: dict[End, list[bytes]] = {one: [], two: []}
+        """What waits to be sent again: it was sent while the two could not reach each other."""
         self.arrival = {one: 0.0, two: stands}
 
 
@@ -77,7 +81,7 @@ class Network:
         self.news: dict[str, list[tuple[str, Any]]] = {}
         self.sent: dict[str, int] = {}
         self.cut: set[frozenset[str]] = set()
-        """Pairs that cannot reach each other: what they send is lost without a word."""
+        """Pairs that cannot reach each other. TCP sends again what was lost, if it still stands when they can."""
         self._random = Random(seed)
         self._latency = latency
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -194,10 +198,26 @@ class Network:
 
     def _send(self, end: End, data: bytes) -> None:
         tcp = self._tcp.get(end)
-        if tcp is None or frozenset(end[:2]) in self.cut:
+        if tcp is None:
+            return
+        unsent = tcp.unsent[end]
+        if unsent or frozenset(end[:2]) in self.cut:
+            if not unsent:
+                self._later(lambda: self._send_again(end, tcp), self.now + _RETRANSMISSION)
+            unsent.append(data)
             return
         tcp.arrival[end] = max(tcp.arrival[end], self.now + self._random.uniform(*self._latency))
         self._later(lambda: self._deliver(tcp, tcp.other[end], data), tcp.arrival[end])
+
+    def _send_again(self, end: End, tcp: _Tcp) -> None:
+        if self._tcp.get(end) is not tcp:
+            return
+        if frozenset(end[:2]) in self.cut:
+            self._later(lambda: self._send_again(end, tcp), self.now + _RETRANSMISSION)
+            return
+        data = b"".join(tcp.unsent[end])
+        tcp.unsent[end].clear()
+        self._send(end, data)
 
     def _deliver(self, tcp: _Tcp, end: End, data: bytes) -> None:
         if self._tcp.get(end) is not tcp:

@@ -15,6 +15,7 @@ from netagent.model import AddressFact, Facts, Lease, LinkFact, Network, Node
 from netagent.registry import Registry
 
 REGISTRY = Registry()
+LEARN_ROUTES = frozenset({"bgp"})  # by their service
 
 
 def facts(*abilities: str) -> Facts:
@@ -86,9 +87,12 @@ def test_plans_are_values(backend: Backend, v4: bool, v6: bool) -> None:
 @FAMILIES
 def test_a_peer_gets_a_route_for_each_of_its_subnets(backend: Backend, v4: bool, v6: bool) -> None:
     plan = backend.peer(context(backend, v4=v4, v6=v6), lease(backend, v4=v4, v6=v6))
+    assert plan.objects  # what says that the peer is reached by this backend
+    assert not plan.findings
+    if backend.name in LEARN_ROUTES:
+        return
     routes = {o.dst for o in plan.objects if o.KIND == "route"}
     assert routes == {*(["10.5.72.0/24"] if v4 else []), *(["fc00:0:0:2::/64"] if v6 else [])}
-    assert not plan.findings
 
 
 def test_keys_are_unique_and_devices_are_ours(backend: Backend) -> None:

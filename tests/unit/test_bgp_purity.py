@@ -1,4 +1,4 @@
-"""The library's promise: the standard library alone, and no socket, clock or event loop."""
+"""The library's promise: the standard library alone, and but for driver and daemon no socket, clock or loop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import bgp
 ROOT = Path(bgp.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 # `socket` is allowed in one place, for inet_pton and inet_ntop, which are in C there.
+EDGES = {"aio", "daemon", "__main__.py"}
 IMPURE = {"asyncio", "os", "random", "select", "selectors", "subprocess", "threading", "time"}
 
 
@@ -26,5 +27,7 @@ def test_imports(path: Path) -> None:
             assert node.level == 0
             modules.add((node.module or "").partition(".")[0])
     assert modules <= sys.stdlib_module_names | {"bgp"}
+    if path.parts[0] in EDGES:
+        return
     assert not modules & IMPURE
     assert "socket" not in modules or path == Path("message/nlri.py")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bgp.adj_rib_out import UpdateGroup
+from bgp.adj_rib_out import Batch, UpdateGroup
 from bgp.decision import decide, why
 from bgp.export import ExportSettings, export
 from bgp.message import AsPath, AttributeDecoder, Attributes, Family, Framer, UpdateDecoder, nlri
 from bgp.message.aspath import AS_SEQUENCE, AS_SET
-from bgp.policy import Change, Match, Policy, PrefixRange, Rule
+from bgp.policy import EVERYTHING, Change, Match, Policy, PrefixRange, Rule
 from bgp.rib import Rib
 from bgp.route import Kind, Route, Source
 
@@ -268,7 +269,7 @@ def test_the_first_rule_that_matches_decides() -> None:
 
 ADDRESSES = ((V4, b"\x0a\0\0\x63"),)
 PEERS = {
-    kind: ExportSettings(kind, 65001, b"\x0a\0\0\x63", (V4,), addresses=ADDRESSES)
+    kind: ExportSettings(kind, 65001, b"\x0a\0\0\x63", (V4,), addresses=ADDRESSES, policy=EVERYTHING)
     for kind in (Kind.INTERNAL, Kind.CLIENT, Kind.EXTERNAL)
 }
 
@@ -287,6 +288,23 @@ def sent(to: Kind, what: Route) -> Attributes | None:
 )
 def test_who_gets_what_from_whom(origin: Kind, to: Kind, goes: bool) -> None:
     assert (sent(to, route(source(kind=origin))) is not None) is goes
+
+
+@pytest.mark.parametrize("to", [Kind.INTERNAL, Kind.CLIENT, Kind.EXTERNAL])
+@pytest.mark.parametrize("origin", list(Kind))
+def test_without_a_policy_only_what_is_ours_and_what_is_reflected_goes(origin: Kind, to: Kind) -> None:
+    reflected = {(Kind.CLIENT, Kind.INTERNAL), (Kind.CLIENT, Kind.CLIENT), (Kind.INTERNAL, Kind.CLIENT)}
+    got = export(replace(PEERS[to], policy=None), V4, NET, route(source(kind=origin)))
+    assert (got is not None) is (origin is Kind.LOCAL or (origin, to) in reflected)
+
+
+def test_a_policy_can_tell_what_is_ours() -> None:
+    policy = Policy((Rule(True, Match(own=True), Change(add_communities=(7,))), Rule(False)))
+    settings = replace(PEERS[Kind.EXTERNAL], policy=policy)
+    ours = export(settings, V4, NET, route(source(kind=Kind.LOCAL), med=5))
+    assert ours is not None
+    assert (ours.communities, ours.med) == ((7,), 5)
+    assert export(settings, V4, NET, route(source(kind=Kind.CLIENT))) is None
 
 
 def test_towards_another_as() -> None:
@@ -327,8 +345,12 @@ def test_well_known_communities_are_obeyed() -> None:
 
 def test_next_hop_self_and_kept() -> None:
     given = route(source(kind=Kind.EXTERNAL))
-    ourselves = ExportSettings(Kind.INTERNAL, 65001, HOP, (V4,), addresses=ADDRESSES, next_hop_self=True)
-    kept = ExportSettings(Kind.EXTERNAL, 65001, HOP, (V4,), addresses=ADDRESSES, next_hop_self=False)
+    ourselves = ExportSettings(
+        Kind.INTERNAL, 65001, HOP, (V4,), addresses=ADDRESSES, next_hop_self=True, policy=EVERYTHING
+    )
+    kept = ExportSettings(
+        Kind.EXTERNAL, 65001, HOP, (V4,), addresses=ADDRESSES, next_hop_self=False, policy=EVERYTHING
+    )
     for settings, wanted in ((ourselves, b"\x0a\0\0\x63"), (kept, HOP)):
         got = export(settings, V4, NET, given)
         assert got is not None
@@ -354,6 +376,14 @@ def told(data: bytes) -> tuple[dict[bytes, Attributes], set[bytes]]:
     return announced, withdrawn
 
 
+def octets(batch: Batch, member: Source) -> bytes:
+    """What a member is sent, in one piece; the counts of messages are right."""
+    pieces = list(batch.octets(member))
+    for data, count in pieces:
+        assert len(list(Framer().receive(data))) == count
+    return pieces[0][0] if len(pieces) == 1 else b"".join(data for data, _ in pieces)
+
+
 def test_a_group_is_told_once_and_nobody_of_its_own_routes() -> None:
     group = UpdateGroup(PEERS[Kind.CLIENT])
     members = [source(f"client {last}", Kind.CLIENT, last=last) for last in range(1, 5)]
@@ -361,29 +391,29 @@ def test_a_group_is_told_once_and_nobody_of_its_own_routes() -> None:
     first, second, *rest = members
     given = route(first)
     batch = group.apply(V4, {NET: (given,), OTHER: (given,)})
-    assert batch.octets(first) == b""
-    assert set(told(batch.octets(second))[0]) == {NET, OTHER}
-    assert batch.octets(second) is batch.octets(rest[0])
-    assert len(list(Framer().receive(batch.octets(second)))) == 1  # packed by attributes
-    assert group.apply(V4, {NET: (given,)}).octets(second) == b""
+    assert octets(batch, first) == b""
+    assert set(told(octets(batch, second))[0]) == {NET, OTHER}
+    assert octets(batch, second) is octets(batch, rest[0])
+    assert len(list(Framer().receive(octets(batch, second)))) == 1  # packed by attributes
+    assert octets(group.apply(V4, {NET: (given,)}), second) == b""
 
     # The route is the second's now: the first learns of it, the second is told to forget the first's.
     batch = group.apply(V4, {NET: (route(second),)})
-    assert set(told(batch.octets(first))[0]) == {NET}
-    assert told(batch.octets(second)) == ({}, {NET})
+    assert set(told(octets(batch, first))[0]) == {NET}
+    assert told(octets(batch, second)) == ({}, {NET})
     assert dict(group.advertised(V4, second)).keys() == {OTHER}
 
     batch = group.apply(V4, {NET: ()})
-    assert told(batch.octets(first))[1] == {NET}
-    assert batch.octets(second) == b""
+    assert told(octets(batch, first))[1] == {NET}
+    assert octets(batch, second) == b""
 
 
 def test_a_late_member_is_told_everything() -> None:
     group = UpdateGroup(PEERS[Kind.CLIENT])
     one, two = source("one", Kind.CLIENT, last=1), source("two", Kind.CLIENT, last=2)
     group.apply(V4, {NET: (route(one),), OTHER: (route(two),)})
-    assert told(group.everything(V4, one))[0].keys() == {OTHER}
-    assert told(group.everything(V4, source("late", Kind.CLIENT)))[0].keys() == {NET, OTHER}
+    assert told(octets(group.everything(V4), one))[0].keys() == {OTHER}
+    assert told(octets(group.everything(V4), source("late", Kind.CLIENT)))[0].keys() == {NET, OTHER}
 
 
 def test_a_route_that_does_not_fit_is_withdrawn_and_said_so() -> None:
@@ -392,8 +422,8 @@ def test_a_route_that_does_not_fit_is_withdrawn_and_said_so() -> None:
     group.members.update({one: None, two: None})
     group.apply(V4, {NET: (route(one),)})
     huge = route(one, communities=tuple(range(1020)))
-    assert told(group.apply(V4, {NET: (huge,)}).octets(two))[1] == {NET}
+    assert told(octets(group.apply(V4, {NET: (huge,)}), two))[1] == {NET}
     assert "no room" in group.failures[NET]
     assert dict(group.advertised(V4, two)) == {}
-    assert set(told(group.apply(V4, {NET: (route(one, med=1),)}).octets(two))[0]) == {NET}
+    assert set(told(octets(group.apply(V4, {NET: (route(one, med=1),)}), two))[0]) == {NET}
     assert group.failures == {}

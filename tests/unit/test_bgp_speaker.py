@@ -14,9 +14,9 @@ from bgp.message import AsPath, Attributes, Capabilities, Family, LocalError, Up
 from bgp.message.attributes import attribute
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
-from bgp.policy import Change, Match, Policy, PrefixRange, Rule
+from bgp.policy import EVERYTHING, Change, Match, Policy, PrefixRange, Rule
 from bgp.session import Session
-from bgp.speaker import PrefixLimit, Speaker
+from bgp.speaker import Complete, PrefixLimit, Speaker
 from tests.support.bgp import Network, OneSession
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -220,7 +220,7 @@ def test_between_ases() -> None:
     cluster.speaker(2, 65002)
     cluster.speaker(3, 4200000003)
     for one, two, asn in ((1, 2, 65002), (2, 1, 65001), (2, 3, 4200000003), (3, 2, 65002)):
-        cluster.peer(one, two, asn)
+        cluster.peer(one, two, asn, export_policy=EVERYTHING)
     cluster.everywhere(10, (1, 2, 3))
     route = cluster.speakers[3].ribs[V4].chosen[prefix(1)][0]
     assert str(route.attributes.as_path) == "65002 65001"
@@ -236,8 +236,8 @@ def test_own_as_may_be_allowed_in_the_path() -> None:
     cluster.speaker(1, 65001)
     cluster.speaker(2, 65001)
     cluster.speaker(9, 65009)
-    cluster.peer(9, 1)
-    cluster.peer(9, 2)
+    cluster.peer(9, 1, export_policy=EVERYTHING)
+    cluster.peer(9, 2, export_policy=EVERYTHING)
     cluster.peer(1, 9, 65009)
     cluster.peer(2, 9, 65009, allowed_own_as=1)
     cluster.until(10, {1: {1, 9}, 2: {1, 2, 9}})
@@ -404,7 +404,8 @@ def test_a_malformed_update_costs_its_routes_and_nothing_else() -> None:
     cluster = Cluster()
     for number in (1, 3):
         cluster.speaker(number)
-    cluster.mesh((1, 3))
+    cluster.peer(1, 3, export_policy=EVERYTHING)
+    cluster.peer(3, 1)
     cluster.peer(1, 2, 65002)
     probe = Probe(cluster, 2, 65002, peer=1)
     good = Attributes(0, AsPath.sequence(65002), address(2))
@@ -496,6 +497,28 @@ def test_a_restart_loses_no_route_on_either_side() -> None:
     capabilities = speaker.peers["2"].session.settings.capabilities
     assert capabilities.graceful_restart is not None
     assert not capabilities.graceful_restart.restarting
+
+
+def test_it_is_told_when_a_peer_has_said_all_in_every_family() -> None:
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.mesh((1, 2))
+    assert cluster.network.run(10, lambda: bool(cluster.events(1, Complete)))
+    peer = cluster.speakers[1].peers["2"]
+    assert peer.complete
+    assert cluster.known(1) == {1, 2}
+    cluster.speakers[2].ask_again("1", V4)
+    cluster.network.run(5)
+    assert len(cluster.events(1, Complete)) == 1
+    cluster.crash(2)
+    cluster.network.run(1)
+    assert not peer.complete
+    assert not cluster.speakers[1].deferring
+    restarted(cluster, 2, 1)
+    assert cluster.speakers[2].deferring
+    assert cluster.network.run(30, lambda: len(cluster.events(1, Complete)) == 2)
+    assert not cluster.speakers[2].deferring
 
 
 def test_routes_that_are_not_announced_anew_go_with_end_of_rib() -> None:
@@ -626,4 +649,4 @@ def test_a_hundred_clients_come_up_at_once() -> None:
         cluster.peer(1, number, client=True, passive=True)
         cluster.peer(number, 1)
     cluster.everywhere(10, {1, *clients})
-    assert len(cluster.speakers[1].groups) == 1
+    assert len(cluster.speakers[1].advertising.groups) == 1

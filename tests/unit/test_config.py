@@ -194,3 +194,9 @@ def test_the_packaged_file_is_the_table_and_agrees_with_the_defaults(file: Path)
     assert set(tomllib.loads(uncommented)) == {option.name for option in OPTIONS}
     file.write_text(uncommented)
     assert load(f"--config={file}") == load()
+
+
+def test_labels_are_words_in_order_and_each_once() -> None:
+    assert load("--labels=rack=r1,role=rr,rack=r1").labels == ("rack=r1", "role=rr")
+    with pytest.raises(ConfigError, match="no label"):
+        load("--labels=a b")

@@ -1,0 +1,217 @@
+"""The daemon's configuration: a TOML file to the values of the library. docs/bgp/configuration.md is its reference.
+
+Rule: strict. A key that does not exist, a value out of its range, a policy that is not there: ConfigError with the
+file, the key, the value and the remedy. A policy that reads as before is the very same object after a reload, so
+that the sessions with it are not touched.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from bgp.daemon.errors import ConfigError
+from bgp.daemon.policies import community, large_community, policies_from
+from bgp.daemon.tables import Table
+from bgp.message import Attributes, Family, LocalError, nlri
+from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.policy import Policy
+from bgp.ranges import PeerRange
+from bgp.transport import Transport
+
+AS_MOST = (1 << 32) - 1
+DEFAULT_CONTROL = "/run/bgp.sock"
+_FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A prefix of ours."""
+
+    family: Family
+    prefix: bytes
+    attributes: Attributes
+    guard: bool
+    """Whether routes to parts of it are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file."""
+
+    speaker: SpeakerConfig
+    listen: tuple[tuple[bytes, int], ...]
+    control: str
+    state: str
+    """Where the names of the peers that stand are kept over a restart; empty: nowhere."""
+    announcements: tuple[Announcement, ...]
+    peers: tuple[PeerConfig, ...]
+    ranges: tuple[PeerRange, ...]
+    policies: Mapping[str, Policy]
+
+
+def parse(text: str, file: str, secret: Callable[[str], str], previous: Config | None = None) -> Config:
+    """`secret` reads a password file (raises OSError). Raises ConfigError."""
+    try:
+        top = Table(file, "", tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: this is no TOML: {error}") from None
+    speaker = top.table("speaker")
+    policies = policies_from(top.table("policies"), previous.policies if previous else {})
+    port = speaker.number("port", 1, 65535, 179)
+    addresses = speaker.parsed_list("listen", nlri.parse_address) if speaker.has("listen") else (bytes(4), bytes(16))
+    speaker.parsed_list("listen", str)
+    control = speaker.take("control", str, DEFAULT_CONTROL)
+    state = speaker.take("state", str, "")
+    config = _speaker(speaker)
+    speaker.end()
+    announcements = tuple(each for table in top.tables("announce") for each in _announcements(table))
+    read = _PeerReader(config, policies, secret)
+    peers = tuple(read.peer(table) for table in top.tables("peers"))
+    ranges = tuple(read.range(table) for table in top.tables("ranges"))
+    top.end()
+    _all_different(file, "peers", "name", [peer.name for peer in peers])
+    _all_different(file, "peers", "address", [nlri.address_text(peer.address) for peer in peers])
+    _all_different(file, "ranges", "name", [each.name for each in ranges])
+    return Config(
+        config, tuple((each, port) for each in addresses), control, state, announcements, peers, ranges, policies
+    )
+
+
+def _speaker(table: Table) -> SpeakerConfig:
+    addresses = table.parsed_list("addresses", nlri.parse_address)
+    names = table.parsed_list("families", _family) if table.has("families") else tuple(Family)
+    table.parsed_list("families", str)
+    if not names:
+        raise table.error("families", "name at least one: ipv4, ipv6", [])
+    return SpeakerConfig(
+        asn=table.number("asn", 1, AS_MOST),
+        identifier=table.parsed("router-id", _identifier),
+        families=tuple(dict.fromkeys(names)),
+        addresses=tuple((Family.IPV4 if len(each) == 4 else Family.IPV6, each) for each in addresses),
+        cluster_id=table.parsed("cluster-id", _identifier, b""),
+        paths=table.number("paths", 1, 256, 1),
+        restart_time=table.number("restart-time", 0, 4095, 120),
+        stale_time=table.number("stale-time", 1, 86400, 360),
+    )
+
+
+def _announcements(table: Table) -> list[Announcement]:
+    prefixes = table.parsed_list("prefixes", nlri.parse) or (table.parsed("prefix", nlri.parse),)
+    attributes = Attributes(
+        next_hop=table.parsed("next-hop", nlri.parse_address, b""),
+        med=table.optional_number("med", 0, AS_MOST),
+        local_pref=table.optional_number("local-pref", 0, AS_MOST),
+        communities=table.parsed_list("communities", community),
+        large_communities=table.parsed_list("large-communities", large_community),
+    )
+    guard = table.take("guard", bool, False)
+    table.end()
+    return [Announcement(family, prefix, attributes, guard) for family, prefix in prefixes]
+
+
+class _PeerReader:
+    """[[peers]] and [[ranges]], which have most of their keys in common."""
+
+    def __init__(self, speaker: SpeakerConfig, policies: Mapping[str, Policy], secret: Callable[[str], str]) -> None:
+        self._speaker = speaker
+        self._policies = policies
+        self._secret = secret
+
+    def peer(self, table: Table) -> PeerConfig:
+        address = table.parsed("address", nlri.parse_address)
+        name = table.take("name", str, nlri.address_text(address))
+        config = self._common(table, name, address, table.number("port", 1, 65535, 179))
+        config = replace(config, passive=table.take("passive", bool, False))
+        table.end()
+        return config
+
+    def range(self, table: Table) -> PeerRange:
+        family, prefix = table.parsed("prefix", nlri.parse)
+        name = table.take("name", str, nlri.text(family, prefix))
+        limit = table.number("limit", 1, 100_000, 100)
+        template = self._common(table, name, nlri.address(family, prefix), 179)
+        table.end()
+        return PeerRange(name, family, prefix, template, limit)
+
+    def _common(self, table: Table, name: str, address: bytes, port: int) -> PeerConfig:
+        hold_time = table.number("hold-time", 0, 65535, 90)
+        if hold_time in (1, 2):
+            raise table.error("hold-time", "must be 0 (no keepalives) or at least 3 seconds", hold_time)
+        shutdown = table.take("shutdown", str) if table.has("shutdown") else None
+        table.take("shutdown", str, "")
+        return PeerConfig(
+            name=name,
+            address=address,
+            asn=table.optional_number("asn", 1, AS_MOST),
+            client=table.take("client", bool, False),
+            hold_time=hold_time,
+            connect_retry=table.number("connect-retry", 1, 3600, 30),
+            local_asn=table.optional_number("local-asn", 1, AS_MOST),
+            next_hop_self=table.optional_flag("next-hop-self"),
+            import_policy=self._policy(table, "import"),
+            export_policy=self._policy(table, "export"),
+            allowed_own_as=table.number("allow-own-as", 0, 255, 0),
+            enforce_first_as=table.take("enforce-first-as", bool, True),
+            accept_default=table.take("accept-default", bool, False),
+            most_prefixes=table.optional_number("max-prefixes", 1, AS_MOST),
+            warn_at=table.number("warn-at", 1, 100, 80) / 100,
+            shutdown=shutdown,
+            transport=self._transport(table, port),
+        )
+
+    def _policy(self, table: Table, key: str) -> Policy | None:
+        name = table.take(key, str, "")
+        if not name:
+            return None
+        if name not in self._policies:
+            known = ", ".join(self._policies) or "none"
+            raise table.error(key, f"there is no such policy; write [policies.{name}] (there are: {known})", name)
+        return self._policies[name]
+
+    def _transport(self, table: Table, port: int) -> Transport:
+        password = table.take("password", str, "")
+        file = table.take("password-file", str, "")
+        if password and file:
+            raise table.error("password-file", "give a password or a file, not both", file)
+        if file:
+            try:
+                password = self._secret(file).strip("\r\n")
+            except OSError as error:
+                raise table.error("password-file", f"cannot be read: {error.strerror}", file) from None
+            except UnicodeDecodeError:
+                raise table.error("password-file", "is no text", file) from None
+            if not password:
+                raise table.error("password-file", "is empty", file)
+        try:
+            return Transport(
+                port,
+                table.parsed("local-address", nlri.parse_address, b""),
+                password.encode(),
+                table.number("ttl-security", 0, 254, 0),
+                table.number("multihop", 0, 255, 0),
+            )
+        except LocalError as error:
+            raise ConfigError(f"{table.file}: {table.path}: {error}") from None
+
+
+def _family(text: str) -> Family:
+    if text not in _FAMILIES:
+        raise ValueError("must be ipv4 or ipv6")
+    return _FAMILIES[text]
+
+
+def _identifier(text: str) -> bytes:
+    packed = nlri.parse_address(text) if text.count(".") == 3 else b""
+    if len(packed) != 4 or not any(packed):
+        raise ValueError("must be four numbers like an IPv4 address, not all zero")
+    return packed
+
+
+def _all_different(file: str, tables: str, key: str, values: list[str]) -> None:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ConfigError(
+                f"{file}: {tables}[{position + 1}].{key} = {value!r}: stands there twice; take one away"
+            )
