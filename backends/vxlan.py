@@ -147,10 +147,15 @@ class VxlanBackend:
             )
             mac = vtep_mac(context.node.id, options.vni, family)
             mtu = self._device_mtu(context, family)
+            # Planned also where the kernel made none so far: the reconciler tries again, and the module may come.
             objects.append(Link(kind="vxlan", name=dev, mtu=mtu, mac=mac, vxlan=attrs))
+            if "vxlan" not in context.facts.abilities:
+                continue
             subnet = context.node.subnet(family)
             if subnet is not None:
                 objects.append(Address(dev, subnet.partition("/")[0], 32 if family == 4 else 128))
+        if "vxlan" not in context.facts.abilities:
+            return Plan(tuple(objects), (peering.lacking(self.name, "vxlan", context.facts),))
         return Plan(tuple(objects))
 
     def peer(self, context: Context, lease: Lease) -> Plan:
@@ -192,6 +197,8 @@ class VxlanBackend:
             if uplink is not None:
                 objects.append(Route(subnet, (Hop(uplink, endpoint),)))
                 return None
+        if "vxlan" not in context.facts.abilities:
+            return None  # base() says why
         vtep = _vtep(lease, family)
         if isinstance(vtep, Finding):
             return vtep

@@ -22,7 +22,7 @@ def facts(*abilities: str) -> Facts:
         {"eth0": LinkFact(name="eth0", index=2, mtu=1500, up=True, carrier=True)},
         (AddressFact(dev="eth0", ip="192.168.50.11", length=24), AddressFact(dev="eth0", ip="fd50::11", length=64)),
         (),
-        frozenset(abilities or ("nexthop", "vxlan", "tun", "ipv6")),
+        frozenset(abilities or ("nexthop", "vxlan", "ipip", "ip6tnl", "tun", "ipv6")),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from netagent.kernel.netlink import CHUNK
 from netagent.kernel.wire import links, message, neighbours, nexthops, routes
-from netagent.model import Hop, Route, VxlanAttrs
+from netagent.model import Hop, Route, TunnelAttrs, VxlanAttrs
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the dumps below were taken on a little-endian host"
@@ -66,6 +66,22 @@ def test_a_forwarding_entry() -> None:
 def test_the_vxlan_port_is_in_network_order() -> None:
     data = links.create("vxlan", "na-vx1", 1450, None, VxlanAttrs(vni=1, port=8472))
     assert struct.pack("=HH", 6, 15) + b"\x21\x18" in data
+
+
+def test_an_ip_in_ip_device() -> None:
+    """ip link add na-ipip mtu 1480 type ipip local 192.168.50.11 ttl 64 pmtudisc"""
+    assert hexed(links.create("ipip", "na-ipip", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11"))) == (
+        "68000000 10000106 00000000 00000000 00000000 00000000 00000000 00000000 0c000300 6e612d69 70697000 08000400 "
+        "c8050000 34001280 09000100 69706970 00000000 24000280 08000200 c0a8320b 05000400 40000000 05000900 04000000 "
+        "05000a00 01000000"
+    )
+
+
+def test_an_ipv6_in_ipv6_device_has_no_encapsulation_limit() -> None:
+    data = links.create("ip6tnl", "na-ipip6", 1460, None, tunnel=TunnelAttrs(local="fd50::11"))
+    for kind, value in ((4, b"\x40\0\0\0"), (9, b"\x29\0\0\0"), (6, b"\0\0\0\0")):
+        assert struct.pack("=HH", 5, kind) + value in data
+    assert struct.pack("=HHI", 8, 8, 1) in data
 
 
 # --------------------------------------------------------------------------------------------------- answers
