@@ -41,6 +41,10 @@ test-flannel: tools ## a mixed cluster with a real flanneld: FLANNELD=/path/to/f
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: deb
+deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
+	@$(PYTHON) packaging/deb/build.py
+
 .PHONY: lint
 lint: tools ## ruff, mypy and the import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo
