@@ -41,6 +41,11 @@ test-flannel: tools ## a mixed cluster with a real flanneld: FLANNELD=/path/to/f
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: test-vms
+test-vms: deb ## three virtual machines with Debian's kernel, as root (NETAGENT_ACCEL=tcg|kvm)
+	@scripts/setup-vms
+	@JOBS=0 scripts/test vms -v $(ARGS)
+
 .PHONY: deb
 deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
 	@$(PYTHON) packaging/deb/build.py

@@ -1,7 +1,7 @@
 """One virtual machine: QEMU with Debian's kernel, its disk, and a channel on which commands are run in it.
 
 Rules: QEMU runs inside the lab's namespaces, as one of its daemons, so that it ends with the lab however that ends.
-Commands go by a virtio port and not by the network, which the tests break. The disk outlives a power cut and a reboot.
+Commands go by a virtio port and not by the network, which the tests break. The disk outlives power cuts and reboots.
 KVM is used only where a guest has booted under it within 20 seconds on this machine; NETAGENT_ACCEL=tcg|kvm decides.
 """
 
@@ -62,10 +62,12 @@ def image() -> Image:
             find_program(program)
         except LabError:
             raise Unable(f"{program} is not here: make test-vms fetches it") from None
-    command = [str(ROOT / "scripts" / "vm-image")]
-    if deb := os.environ.get("NETAGENT_DEB"):
-        command += ["--deb", deb]
-    made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=900)
+    deb = os.environ.get("NETAGENT_DEB") or max(map(str, (ROOT / "dist").glob("netagent_*.deb")), default="")
+    if not deb:
+        raise Unable("no package to install in the virtual machines: make deb")
+    made = subprocess.run(
+        [str(ROOT / "scripts" / "vm-image"), deb], stdout=subprocess.PIPE, text=True, check=True, timeout=900
+    )
     folder = Path(made.stdout.strip())
     return Image(folder, _accelerator(Image(folder, "kvm")))
 
@@ -275,7 +277,7 @@ class Vm:
 
     async def status(self) -> Status | None:
         """What its agent says of itself; None while it does not answer."""
-        result = await self._ask({"get": "/v1/status?all_peers=true", "socket": API_SOCKET}, 20)
+        result = await self._ask({"get": "/v1/status?peers=all", "socket": API_SOCKET}, 20)
         return msgspec.json.decode(result.out, type=Status) if result.code == 200 else None
 
 
