@@ -152,10 +152,10 @@ class VxlanAttrs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TunnelAttrs(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes of an IP-in-IP device (kinds "ipip" and "ip6tnl"): another value means delete and create.
+    """Attributes of a device that puts packets into IPv4 (kinds "ipip" and "sit"): another value means delete and create.
 
     `remote` None: one device for every peer, the gateway of a route is where its packets are sent. `local` is None
-    on the kernel's own fallback devices, tunl0 and ip6tnl0.
+    on the kernel's own fallback devices, tunl0 and sit0.
     """
 
     local: str | None = None
@@ -266,7 +266,7 @@ Key: TypeAlias = tuple[Any, ...]
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """A device of ours, set up. Alias is always `netagent`. `mac` None: whatever the kernel gave."""
 
-    kind: str  # "vxlan", "ipip", "ip6tnl", "tun", "bridge"
+    kind: str  # "vxlan", "ipip", "sit", "tun", "bridge"
     name: str
     mtu: int
     mac: str | None = None

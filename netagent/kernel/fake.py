@@ -44,7 +44,7 @@ from netagent.model import (
 UPLINK = LinkFact(name="eth0", index=2, mac="02:00:00:00:00:02", up=True, carrier=True)
 UPLINK_ADDRESS = AddressFact(dev="eth0", ip="192.168.50.11", length=16)
 SYSCTLS = {"net/ipv4/ip_forward": "0", "net/ipv6/conf/all/forwarding": "0", "net/ipv4/conf/all/rp_filter": "2"}
-ABILITIES = frozenset({"nexthop", "vxlan", "ipip", "ip6tnl", "tun", "ipv6"})
+ABILITIES = frozenset({"nexthop", "vxlan", "ipip", "sit", "tun", "ipv6"})
 
 
 class Fault(NamedTuple):

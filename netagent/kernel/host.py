@@ -180,7 +180,7 @@ class LinuxHost:
             raise OSError(error.errno or errno.EIO, str(error)) from None
 
     def _abilities(self) -> frozenset[str]:
-        found = {"vxlan", "ipip", "ip6tnl"}
+        found = {"vxlan", "ipip", "sit"}
         if self._has_nexthops:
             found.add("nexthop")
         if tun.available():

@@ -24,7 +24,7 @@ from netagent.model import Link, LinkFact, TunnelAttrs, VxlanAttrs
 
 ALIAS = "netagent"
 PREFIX = "na-"
-KINDS = frozenset(("vxlan", "ipip", "ip6tnl", "tun", "bridge"))
+KINDS = frozenset(("vxlan", "ipip", "sit", "tun", "bridge"))
 
 _ABSENT = (errno.ENODEV, errno.ENOENT)
 

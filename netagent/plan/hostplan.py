@@ -172,23 +172,21 @@ def _guard_rules(ports: Sequence[int], links: Iterable[Link]) -> list[str]:
 
 
 def _tunnel_rules(link: Link, facts: Facts) -> list[str]:
-    """Only known peers reach an IP-in-IP device, which takes packets of anybody (protocols 4 and 41).
+    """Only known peers reach a device that takes packets of anybody (IP protocols 4 and 41, in IPv4).
 
     A tunnel of another owner from the same address has its remote end: the kernel prefers it for what comes from
     there (ip_tunnel_lookup), and so do we.
     """
     assert link.tunnel is not None
-    family: Family = 6 if link.kind == "ip6tnl" else 4
-    protocol, number = _PROTOCOL[family], 41 if family == 6 else 4
-    mine = f"meta l4proto {number} {protocol} daddr {link.tunnel.local}"
+    mine = f"ip protocol {41 if link.kind == 'sit' else 4} ip daddr {link.tunnel.local}"
     others = sorted(
         fact.tunnel.remote
         for fact in facts.links.values()
         if fact.kind == link.kind and not fact.own and fact.tunnel is not None and fact.tunnel.remote is not None
     )
     return [
-        *(f"{mine} {protocol} saddr {remote} accept" for remote in others),
-        f"{mine} {protocol} saddr @{_PEERS[family]} accept",
+        *(f"{mine} ip saddr {remote} accept" for remote in others),
+        f"{mine} ip saddr @{_PEERS[4]} accept",
         f"{mine} counter drop",
     ]
 

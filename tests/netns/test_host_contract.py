@@ -71,7 +71,7 @@ OBJECTS: dict[str, Object] = {
         kind="vxlan", name="na-vx9", mtu=1400, mac="02:00:00:00:09:01", vxlan=VxlanAttrs(vni=9, port=4789)
     ),
     "ipip": IPIP,
-    "ip6tnl": Link(kind="ip6tnl", name="na-ipip6", mtu=1460, tunnel=TunnelAttrs(local="fd50::11")),
+    "sit": Link(kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
     "address": Address("na-vx7", "10.5.59.1", 24),
     "address6": Address("na-vx7", "fc00:0:0:59::1", 64),
     "address-link": Address("na-vx7", "10.5.59.2", 32, "host"),
@@ -141,7 +141,7 @@ CHANGES: dict[str, tuple[Object, Object]] = {
 DRIFTS = (
     "tun",
     "ipip",
-    "ip6tnl",
+    "sit",
     "address",
     "address6",
     "nexthop",
@@ -263,7 +263,7 @@ def put(world: World, *objects: Object) -> None:
     kinds = {obj.kind for obj in objects if isinstance(obj, Link)} if isinstance(world, LinuxWorld) else set()
     if "tun" in kinds:
         need_device("tun")
-    for kind in kinds & {"ipip", "ip6tnl"}:
+    for kind in kinds & {"ipip", "sit"}:
         if lacks_device(kind):
             pytest.skip(f"this kernel makes no {kind} device: the VMs' tests run this there")
     assert world.host.apply([Op("put", obj) for obj in objects]) == []

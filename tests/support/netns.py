@@ -75,7 +75,7 @@ def _lack_of(kind: str) -> str:
         "vxlan": "id 1 dstport 8472",
         "veth": "peer name probe1",
         "ipip": "local 192.0.2.1",
-        "ip6tnl": "local 2001:db8::1",
+        "sit": "local 192.0.2.1",
     }.get(kind, "")
     with Namespaces() as net:
         result = net.make("probe").run(*shlex.split(f"ip link add probe0 type {kind} {options}"), check=False)

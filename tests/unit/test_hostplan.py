@@ -190,22 +190,22 @@ def test_the_guard_of_a_shared_port_minds_the_vni() -> None:
 def test_the_guard_of_ip_in_ip_is_for_its_own_address_and_spares_other_tunnels() -> None:
     links = [
         Link(kind="ipip", name="na-ipip", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
-        Link(kind="ip6tnl", name="na-ipip6", mtu=1460, tunnel=TunnelAttrs(local="fd50::11")),
+        Link(kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
     ]
     other = TunnelAttrs(local="192.168.50.11", remote="203.0.113.9")
     here = facts(
         LinkFact(name="branch", index=7, kind="ipip", tunnel=other),
         LinkFact(name="tunl0", index=8, kind="ipip", tunnel=TunnelAttrs()),
     )
-    rules = [line.strip() for line in body(base(V4, facts=here, links=links)).splitlines() if "l4proto" in line]
+    rules = [line.strip() for line in body(base(V4, facts=here, links=links)).splitlines() if "ip protocol" in line]
     assert rules == [
-        "meta l4proto 4 ip daddr 192.168.50.11 ip saddr 203.0.113.9 accept",
-        "meta l4proto 4 ip daddr 192.168.50.11 ip saddr @peers4 accept",
-        "meta l4proto 4 ip daddr 192.168.50.11 counter drop",
-        "meta l4proto 41 ip6 daddr fd50::11 ip6 saddr @peers6 accept",
-        "meta l4proto 41 ip6 daddr fd50::11 counter drop",
+        "ip protocol 4 ip daddr 192.168.50.11 ip saddr 203.0.113.9 accept",
+        "ip protocol 4 ip daddr 192.168.50.11 ip saddr @peers4 accept",
+        "ip protocol 4 ip daddr 192.168.50.11 counter drop",
+        "ip protocol 41 ip daddr 192.168.50.11 ip saddr @peers4 accept",
+        "ip protocol 41 ip daddr 192.168.50.11 counter drop",
     ]
-    assert "l4proto" not in body(base(V4, facts=here))
+    assert "ip protocol" not in body(base(V4, facts=here))
 
 
 def test_masquerade_rules_are_flannels_in_order() -> None:

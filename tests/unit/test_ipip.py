@@ -45,12 +45,25 @@ def test_the_device_takes_every_peer() -> None:
     )
 
 
-def test_ipv6_has_a_device_of_its_own_and_costs_forty_bytes() -> None:
+def test_ipv6_has_a_device_of_its_own_and_goes_over_ipv4_too() -> None:
     ctx = context(IPIP, v6=True)
     assert [o for o in IPIP.base(ctx).objects if o.KIND == "link"][1] == Link(
-        kind="ip6tnl", name="na-ipip6", mtu=1460, tunnel=TunnelAttrs(local="fd50::11")
+        kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")
     )
-    assert (IPIP.mtu(ctx), IPIP.mtu(context(IPIP))) == (1460, 1480)
+    assert (IPIP.mtu(ctx), IPIP.mtu(context(IPIP))) == (1480, 1480)
+
+
+def test_a_host_without_ipv4_is_told() -> None:
+    ctx = context(IPIP, v4=False, v6=True)
+    bare = msgspec.structs.replace(ctx, node=msgspec.structs.replace(ctx.node, public_ip=None, local_ip=None))
+    plan = IPIP.base(bare)
+    assert (plan.objects, codes(plan)) == ((), ["ipip-needs-ipv4"])
+    assert IPIP.peer(bare, lease(IPIP, v4=False, v6=True)).objects == ()
+    silent = msgspec.structs.replace(lease(IPIP, v4=False, v6=True), public_ip=None)
+    assert codes(IPIP.peer(ctx, silent)) == ["peer-no-address"]
+    # A direct path needs none.
+    direct = msgspec.structs.replace(bare, options=IPIP.options({"DirectRouting": True}).value)
+    assert IPIP.peer(direct, silent).objects == (Route("fc00:0:0:2::/64", (Hop("eth0", "fd50::12"),)),)
 
 
 def test_the_record_is_flannels() -> None:
@@ -62,8 +75,8 @@ def test_a_peer_is_a_nexthop_and_a_route_in_each_family() -> None:
     assert IPIP.peer(context(IPIP, v6=True), lease(IPIP, v6=True)).objects == (
         NextHop("na-ipip", "192.168.50.12"),
         Route("10.5.72.0/24", nexthop=("na-ipip", "192.168.50.12")),
-        NextHop("na-ipip6", "fd50::12"),
-        Route("fc00:0:0:2::/64", nexthop=("na-ipip6", "fd50::12")),
+        NextHop("na-sit", "::192.168.50.12"),
+        Route("fc00:0:0:2::/64", nexthop=("na-sit", "::192.168.50.12")),
     )
 
 
@@ -123,8 +136,7 @@ def test_without_the_device_peers_get_no_path_but_a_direct_one(backend: Backend)
 def test_one_family_without_the_device_does_not_take_the_other() -> None:
     ctx = on(context(IPIP, v6=True), facts("ipip", "vxlan", "nexthop"))
     plan = IPIP.base(ctx)
-    assert [(f.code, f.subject) for f in plan.findings] == [("kernel-lacks-device", "ip6tnl")]
-    assert "ip6_tunnel" in plan.findings[0].remedy
+    assert [(f.code, f.subject) for f in plan.findings] == [("kernel-lacks-device", "sit")]
     assert [o for o in plan.objects if o.KIND == "address"] == [Address("na-ipip", "10.5.59.0", 32)]
     assert {o.dst for o in IPIP.peer(ctx, lease(IPIP, v6=True)).objects if o.KIND == "route"} == {"10.5.72.0/24"}
 
@@ -145,7 +157,7 @@ def tunnel(name: str, *, up: bool = True, kind: str = "ipip", own: bool = False,
         (tunnel("flannel.ipip", local="192.168.50.11", up=False), True),
         (tunnel("other", local="192.168.50.99"), False),
         (tunnel("branch", local="192.168.50.11", remote="203.0.113.9"), False),
-        (tunnel("six", kind="ip6tnl"), False),
+        (tunnel("sit0", kind="sit"), False),
         (tunnel("na-ipip", local="192.168.50.11", own=True), False),
     ],
     ids=lambda value: value.name if isinstance(value, LinkFact) else None,
@@ -163,5 +175,5 @@ def test_a_device_that_takes_the_same_packets_is_refused_not_fought(link: LinkFa
 def test_peers_addresses_are_kept_for_the_guard() -> None:
     """Without a port, yet only peers may send: see the rules in test_hostplan.py."""
     assert Composer(Standing(IPIP, context(IPIP))).guarded
-    assert Composer(Standing(HostGw(), context(HostGw())), previous=Standing(IPIP, context(IPIP))).guarded
+    assert Composer(Standing(HostGw(), context(HostGw())), previous=(Standing(IPIP, context(IPIP)),)).guarded
     assert not Composer(Standing(HostGw(), context(HostGw()))).guarded

@@ -77,11 +77,11 @@ def test_an_ip_in_ip_device() -> None:
     )
 
 
-def test_an_ipv6_in_ipv6_device_has_no_encapsulation_limit() -> None:
-    data = links.create("ip6tnl", "na-ipip6", 1460, None, tunnel=TunnelAttrs(local="fd50::11"))
-    for kind, value in ((4, b"\x40\0\0\0"), (9, b"\x29\0\0\0"), (6, b"\0\0\0\0")):
-        assert struct.pack("=HH", 5, kind) + value in data
-    assert struct.pack("=HHI", 8, 8, 1) in data
+def test_a_device_that_puts_ipv6_into_ipv4() -> None:
+    """ip link add na-sit mtu 1480 type sit mode ip6ip local 192.168.50.11 ttl 64 pmtudisc"""
+    data = links.create("sit", "na-sit", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11"))
+    assert struct.pack("=HH", 5, 9) + b"\x29\0\0\0" in data
+    assert struct.pack("=HH", 8, 2) + b"\xc0\xa8\x32\x0b" in data
 
 
 # --------------------------------------------------------------------------------------------------- answers

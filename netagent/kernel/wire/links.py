@@ -2,9 +2,9 @@
 
 Rules: a device is made with its MAC and MTU in the first message, for the kernel would choose others; what it takes
 only of an existing device (alias, IPv6 address generation) goes into a second one, for the same send. A VXLAN device
-gets flannel's settings: TTL inherited, no learning unless asked for, outer UDP checksum on. An IP-in-IP device sends
-with a TTL that reaches the other end whatever the packet's own is (RFC 2003, 3.1; RFC 2473, 6.3), forbids fragments,
-and adds no option for the encapsulation limit (RFC 2473, 4.1.1), which would cost eight bytes.
+gets flannel's settings: TTL inherited, no learning unless asked for, outer UDP checksum on. A device that
+puts packets into IPv4 sends with a TTL that reaches the other end whatever the packet's own is (RFC 2003, 3.1; RFC
+4213, 3.3), and forbids fragments.
 """
 
 from __future__ import annotations
@@ -47,12 +47,9 @@ _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_TTL, _VXLAN_LEARNING = 1, 3, 4, 5, 
 _VXLAN_PORT, _VXLAN_LOCAL6, _VXLAN_UDP_CSUM = 15, 17, 18
 _VXLAN_ZERO_CSUM6_TX, _VXLAN_ZERO_CSUM6_RX, _VXLAN_GBP = 19, 20, 23
 _TUN_TYPE, _TUN_VNET_HDR = 3, 5
-_IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_ENCAP_LIMIT = 2, 3, 4, 6
-_IPTUN_FLAGS, _IPTUN_PROTO, _IPTUN_PMTUDISC = 8, 9, 10
+_IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_PROTO, _IPTUN_PMTUDISC = 2, 3, 4, 9, 10
 _IPTUN_HOPS = 64  # IP_DEFAULT_TTL; the device's own default, 0, takes the inner packet's
-_NO_ENCAP_LIMIT = 1  # IP6_TNL_F_IGN_ENCAP_LIMIT
-_IPPROTO_IPIP, _IPPROTO_IPV6 = 4, 41
-_TUNNELS = ("ipip", "ip6tnl")
+_TUNNELS = {"ipip": 4, "sit": 41}  # kind -> IP protocol of what is inside (IPPROTO_IPIP, IPPROTO_IPV6)
 _TUN_TYPE_TUN = 1  # IFF_TUN; 2 is IFF_TAP
 
 _IFINFOMSG = struct.Struct("=BBHiII")  # family, padding, type, ifindex, flags, mask of flags to change
@@ -122,22 +119,17 @@ def _vxlan_data(vxlan: VxlanAttrs, parent: int) -> list[bytes]:
 
 
 def _tunnel_data(kind: str, tunnel: TunnelAttrs) -> list[bytes]:
-    family = AF_INET6 if kind == "ip6tnl" else AF_INET
-    data = [
-        attribute(number, inet_pton(family, address))
+    ends = [
+        attribute(number, inet_pton(AF_INET, address))
         for number, address in ((_IPTUN_LOCAL, tunnel.local), (_IPTUN_REMOTE, tunnel.remote))
         if address is not None
     ]
-    data.append(attribute_u8(_IPTUN_TTL, _IPTUN_HOPS))
-    if kind == "ip6tnl":
-        data += [
-            attribute_u8(_IPTUN_PROTO, _IPPROTO_IPV6),
-            attribute_u8(_IPTUN_ENCAP_LIMIT, 0),
-            attribute_u32(_IPTUN_FLAGS, _NO_ENCAP_LIMIT),
-        ]
-    else:
-        data += [attribute_u8(_IPTUN_PROTO, _IPPROTO_IPIP), attribute_u8(_IPTUN_PMTUDISC, 1)]
-    return data
+    return [
+        *ends,
+        attribute_u8(_IPTUN_TTL, _IPTUN_HOPS),
+        attribute_u8(_IPTUN_PROTO, _TUNNELS[kind]),
+        attribute_u8(_IPTUN_PMTUDISC, 1),
+    ]
 
 
 def no_made_up_address(name: str) -> bytes:
@@ -230,10 +222,8 @@ def _decode_tunnel(data: dict[int, bytes]) -> TunnelAttrs:
 
 
 def _address(value: bytes | None) -> str | None:
-    """An address of either family; None where it is not given or any (all zeroes)."""
-    if value is None or not any(value):
-        return None
-    return inet_ntop(AF_INET if len(value) == 4 else AF_INET6, value)
+    """None where it is not given or any (all zeroes)."""
+    return inet_ntop(AF_INET, value) if value is not None and any(value) else None
 
 
 def _nested(value: bytes | None) -> dict[int, bytes]:
