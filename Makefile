@@ -46,6 +46,15 @@ test-vms: deb ## three virtual machines with Debian's kernel, as root (NETAGENT_
 	@scripts/setup-vms
 	@JOBS=0 scripts/test vms -v $(ARGS)
 
+.PHONY: box
+box: tools ## a Vagrant box of Debian for libvirt, as root, where public ones cannot be downloaded
+	@scripts/setup-vms
+	@scripts/vm-box
+
+.PHONY: test-vagrant
+test-vagrant: deb box ## vagrant up, pings over each backend, status, destroy; as root, on a host made for it
+	@JOBS=0 scripts/test vagrant -v -s $(ARGS)
+
 .PHONY: deb
 deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
 	@$(PYTHON) packaging/deb/build.py

@@ -222,7 +222,7 @@ class VxlanBackend:
                 remedy="on the clone stop the agent, remove the file `id` in its state directory, start it again",
             )
         dev = device(options.vni, family)
-        # Linux refuses an IPv6 gateway that the routes of the moment lead to by another device, as those of host-gw do
+        # Linux refuses an IPv6 gateway that the present routes lead to by another device, as those of host-gw do
         # while the backend changes (ip6_route_check_nh_onlink); a link-local one is never looked up.
         gateway = subnet.partition("/")[0] if family == 4 else _link_local(mac)
         if "nexthop" in context.facts.abilities:

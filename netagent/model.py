@@ -152,7 +152,7 @@ class VxlanAttrs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TunnelAttrs(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes of a device that puts packets into IPv4 (kinds "ipip" and "sit"): another value means delete and create.
+    """Of a device that puts packets into IPv4 (kinds "ipip" and "sit"): another value means delete and create.
 
     `remote` None: one device for every peer, the gateway of a route is where its packets are sent. `local` is None
     on the kernel's own fallback devices, tunl0 and sit0.

@@ -2,7 +2,7 @@
 
 Rules: QEMU runs inside the lab's namespaces, as one of its daemons, so that it ends with the lab however that ends.
 Commands go by a virtio port and not by the network, which the tests break. The disk outlives power cuts and reboots.
-KVM is used only where a guest has booted under it within 20 seconds on this machine; NETAGENT_ACCEL=tcg|kvm decides.
+KVM is used only where scripts/vm-accel has seen a guest boot under it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CHANNEL = "org.netagent.exec"
 API_SOCKET = f"/run/netagent/{SOCKET_NAME}"
 BOOT_TIMEOUT = 400.0  # seconds, for a guest that is emulated on a machine with other work
-PROBE_TIMEOUT = 20.0
 MEMORY = 288  # MiB
 KERNEL_ARGUMENTS = (
     "console=ttyS0 root=/dev/vda quiet net.ifnames=0 mitigations=off nokaslr tsc=reliable no_timer_check "
@@ -69,38 +67,10 @@ def image() -> Image:
         [str(ROOT / "scripts" / "vm-image"), deb], stdout=subprocess.PIPE, text=True, check=True, timeout=900
     )
     folder = Path(made.stdout.strip())
-    return Image(folder, _accelerator(Image(folder, "kvm")))
-
-
-def _accelerator(image: Image) -> str:
-    """KVM if it is asked for, or if a guest boots under it: stock kernels hang under some nested KVM."""
-    wanted = os.environ.get("NETAGENT_ACCEL", "")
-    if wanted in ("tcg", "kvm"):
-        return wanted
-    if wanted:
-        raise Unable(f"NETAGENT_ACCEL={wanted}: it is tcg or kvm")
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "tcg"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    known = ROOT / ".tools" / "cache" / "vm-accel"
-    with contextlib.suppress(OSError, ValueError):
-        told_boot, _, accel = known.read_text().partition(" ")
-        if told_boot == boot:
-            return accel
-    probe = [find_program("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-nographic", "-serial", "stdio"]
-    probe += ["-M", "q35", "-cpu", "max", "-m", "256", "-no-reboot", *image.kernel, *image.accelerator]
-    try:
-        done = subprocess.run(
-            [*probe, "-append", f"{KERNEL_ARGUMENTS} netagent.probe"],
-            capture_output=True,
-            timeout=PROBE_TIMEOUT,
-            check=False,
-        )
-        accel = "kvm" if b"netagent-probe-booted" in done.stdout else "tcg"
-    except subprocess.TimeoutExpired:
-        accel = "tcg"
-    known.write_text(f"{boot} {accel}")
-    return accel
+    accel = subprocess.run(
+        [str(ROOT / "scripts" / "vm-accel"), folder], stdout=subprocess.PIPE, text=True, check=True, timeout=60
+    )
+    return Image(folder, accel.stdout.strip())
 
 
 class Vm:
@@ -284,6 +254,3 @@ class Vm:
 def _plain() -> dict[str, str]:
     """QEMU's wrapper sets its own libraries."""
     return {name: value for name, value in environment().items() if name != "LD_LIBRARY_PATH"}
-
-
-Progress = Callable[[str], None]
