@@ -1,16 +1,18 @@
-"""ipip: the kernel's devices that put packets into IPv4, one per address family, each for all peers; 20 bytes each.
+"""ipip: the kernel's devices that put packets into IPv4; 20 bytes each.
 
-A device has no remote end: where a packet goes is the gateway of its route, so a peer is one route (and one nexthop
-object), without neighbour or forwarding entry. IPv4 is flannel's ipip, record ({"BackendType":"ipip"}, no data) and
-DirectRouting included. flannel has no IPv6 here; ours goes into IPv4 as well, by a sit device (RFC 4213), whose
-gateway is the peer's IPv4 address in IPv6 notation ("::192.168.50.12"). Not ip6tnl: Linux refuses a gateway that is
-reached by another device, as a peer's IPv6 address is by the uplink (ip6_route_check_nh_onlink).
+IPv4 is flannel's ipip: one device for all peers, without a remote end; a packet goes to the gateway of its route.
+Record ({"BackendType":"ipip"}, no data) and DirectRouting are flannel's too. A peer is one route (and one nexthop
+object), without neighbour or forwarding entry. flannel has no IPv6 here; ours goes into IPv4 as well (RFC 4213), by a
+sit device for each peer. One for all would be wrong: sit keeps the route of one packet for the next, whatever its
+destination (net/ipv6/sit.c, dst_cache), and for ip6tnl Linux refuses the gateway (ip6_route_check_nh_onlink).
 Rules that hold here: the kernel's fallback devices (tunl0, sit0) are left alone; where another owner's device takes
 every packet that would be ours, nothing is planned.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from netagent.model import Address, Family, Finding, Hop, Lease, Link, NextHop, 
 
 OVERHEAD = 20  # the outer IPv4 header (RFC 2003)
 KIND: Mapping[Family, str] = {4: "ipip", 6: "sit"}
-DEVICE: Mapping[Family, str] = {4: "na-ipip", 6: "na-sit"}
+DEVICE = "na-ipip"
 
 
 class IpipOptions(msgspec.Struct, frozen=True):
@@ -33,7 +35,7 @@ class IpipOptions(msgspec.Struct, frozen=True):
 
 
 class IpipBackend:
-    """Plans the tunnel devices and, for each peer, a route through them by the peer's own address."""
+    """Plans the tunnel devices and, for each peer, the routes through them."""
 
     name = "ipip"
 
@@ -41,7 +43,7 @@ class IpipBackend:
         return Options(*options.parse(self.name, IpipOptions, raw))
 
     def ports(self, options: IpipOptions) -> tuple[int, ...]:
-        return ()  # no ports: the guard of IP protocols 4 and 41 comes with the devices
+        return ()  # no ports: the guard of IP protocol 4 comes with the device
 
     def direct(self, options: IpipOptions) -> bool:
         return options.direct_routing
@@ -57,21 +59,21 @@ class IpipBackend:
         if local is None:
             return Plan((), (_needs_ipv4(context),))
         objects: list[Object] = []
-        findings: list[Finding] = []
-        for family in context.network.families:
-            taken = _taken(context, family)
-            if taken is not None:
-                findings.append(taken)
-                continue
+        findings = [
+            peering.lacking(self.name, KIND[family], context.facts)
+            for family in context.network.families
+            if KIND[family] not in context.facts.abilities
+        ]
+        taken = _taken(context)
+        if 4 in context.network.families and taken is not None:
+            findings.append(taken)
+        elif 4 in context.network.families:
             # Planned also where the kernel made none so far: the reconciler tries again, and the module may come.
             attrs = TunnelAttrs(local=local)
-            objects.append(Link(kind=KIND[family], name=DEVICE[family], mtu=self.mtu(context), tunnel=attrs))
-            if KIND[family] not in context.facts.abilities:
-                findings.append(peering.lacking(self.name, KIND[family], context.facts))
-                continue
-            subnet = context.node.subnet(family)
-            if subnet is not None:
-                objects.append(Address(DEVICE[family], subnet.partition("/")[0], 32 if family == 4 else 128))
+            objects.append(Link(kind="ipip", name=DEVICE, mtu=self.mtu(context), tunnel=attrs))
+            subnet = context.node.subnet(4)
+            if subnet is not None and "ipip" in context.facts.abilities:
+                objects.append(Address(DEVICE, subnet.partition("/")[0], 32))
         return Plan(tuple(objects), tuple(findings))
 
     def peer(self, context: Context, lease: Lease) -> Plan:
@@ -106,26 +108,31 @@ class IpipBackend:
         problem = peering.endpoint_problem(context.node, lease, 4)
         if problem is not None:
             return problem
-        if (
-            context.node.local(4) is None
-            or KIND[family] not in context.facts.abilities
-            or _taken(context, family) is not None
-        ):
+        local, remote = context.node.local(4), lease.endpoint(4)
+        assert remote is not None
+        if local is None:
             return None  # base() says why
-        endpoint = lease.endpoint(4)
-        assert endpoint is not None
-        dev, gateway = DEVICE[family], endpoint if family == 4 else _compatible(endpoint)
-        if "nexthop" in context.facts.abilities:
-            objects.append(NextHop(dev, gateway))
-            objects.append(Route(subnet, nexthop=(dev, gateway)))
-        else:
-            objects.append(Route(subnet, (Hop(dev, gateway, onlink=True),)))
+        able = KIND[family] in context.facts.abilities
+        if family == 6:
+            # It takes packets of its remote end alone, so it needs no guard.
+            attrs = TunnelAttrs(local=local, remote=remote)
+            dev = device6(remote)
+            objects.append(Link(kind="sit", name=dev, mtu=self.mtu(context), tunnel=attrs))
+            if able:
+                objects.append(Route(subnet, (Hop(dev),)))
+        elif able and _taken(context) is None:
+            if "nexthop" in context.facts.abilities:
+                objects.append(NextHop(DEVICE, remote))
+                objects.append(Route(subnet, nexthop=(DEVICE, remote)))
+            else:
+                objects.append(Route(subnet, (Hop(DEVICE, remote, onlink=True),)))
         return None
 
 
-def _compatible(ip: str) -> str:
-    """An IPv4 address as sit takes it for a gateway (RFC 4291, 2.5.5.1), in the form in which inet_ntop gives it."""
-    return f"::{ip}"
+@functools.cache
+def device6(remote: str) -> str:
+    """Name of the device that carries IPv6 to a peer."""
+    return "na-s" + hashlib.sha256(remote.encode()).hexdigest()[:8]
 
 
 def _needs_ipv4(context: Context) -> Finding:
@@ -139,24 +146,24 @@ def _needs_ipv4(context: Context) -> Finding:
     )
 
 
-def _taken(context: Context, family: Family) -> Finding | None:
+def _taken(context: Context) -> Finding | None:
     """Another owner's device without a remote end: two such take each other's packets.
 
     The kernel refuses two with one local address. One without a local address that is up (Calico uses tunl0 so)
     would get nothing any more, for a device with an address of its own is preferred (ip_tunnel_lookup).
     """
     for link in context.facts.links.values():
-        if link.kind != KIND[family] or link.own or link.tunnel is None or link.tunnel.remote is not None:
+        if link.kind != "ipip" or link.own or link.tunnel is None or link.tunnel.remote is not None:
             continue
         if link.tunnel.local == context.node.local(4) or (link.tunnel.local is None and link.up):
             return Finding(
                 code="ipip-device-taken",
                 subject=link.name,
                 severity="error",
-                message=f"{link.name} of another owner takes the {KIND[family]} packets of every peer",
+                message=f"{link.name} of another owner takes the IP-in-IP packets of every peer",
                 evidence=f"{link.name} has no remote end, local address {link.tunnel.local or 'any'} "
                 "(flanneld makes flannel.ipip, Calico uses tunl0)",
                 remedy=f"stop its owner and `ip link set {link.name} down`, then `ip link delete {link.name}` unless "
-                'it is the kernel\'s own (tunl0, sit0); or use "vxlan"',
+                'it is the kernel\'s own tunl0; or use "vxlan"',
             )
     return None

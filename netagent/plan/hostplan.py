@@ -172,7 +172,7 @@ def _guard_rules(ports: Sequence[int], links: Iterable[Link]) -> list[str]:
 
 
 def _tunnel_rules(link: Link, facts: Facts) -> list[str]:
-    """Only known peers reach a device that takes packets of anybody (IP protocols 4 and 41, in IPv4).
+    """Only known peers reach a device without a remote end, which takes packets of anybody (IP protocols 4 and 41).
 
     A tunnel of another owner from the same address has its remote end: the kernel prefers it for what comes from
     there (ip_tunnel_lookup), and so do we.

@@ -168,12 +168,14 @@ async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmL
     await lab.ready()
     links = {link["ifname"]: link for link in json.loads((await lab["h1"].exec("ip", "-d", "-j", "link")).out)}
     host = lab["h1"].host
-    four, six = links["na-ipip"], links["na-sit"]
-    assert (four["linkinfo"]["info_kind"], four["mtu"], four["ifalias"]) == ("ipip", 1480, "netagent")
-    assert (six["linkinfo"]["info_kind"], six["mtu"], six["ifalias"]) == ("sit", 1480, "netagent")
-    for data in (four["linkinfo"]["info_data"], six["linkinfo"]["info_data"]):
-        assert (data["local"], data["remote"]) == (host.v4.partition("/")[0], "any")
-        assert (data["ttl"], data["pmtudisc"]) == (64, True)
+    four = links["na-ipip"]
+    sixes = {six["linkinfo"]["info_data"]["remote"]: six for name, six in links.items() if name.startswith("na-s")}
+    assert set(sixes) == {lab[name].host.v4.partition("/")[0] for name in ("h2", "h3")}
+    assert four["linkinfo"]["info_data"]["remote"] == "any"
+    for link in (four, *sixes.values()):
+        data = link["linkinfo"]["info_data"]
+        assert (link["mtu"], link["ifalias"]) == (1480, "netagent")
+        assert (data["local"], data["ttl"], data["pmtudisc"]) == (host.v4.partition("/")[0], 64, True)
     assert "UP" not in links["tunl0"]["flags"]
     assert "UP" not in links["sit0"]["flags"]
     await lab["h1"].sh("ip link delete na-ipip; ip route flush proto 110")
