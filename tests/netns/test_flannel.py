@@ -40,6 +40,8 @@ RECORDS = {
     r'"BackendData":\{"VNI":1,"VtepMAC":"[0-9a-f]{2}(:[0-9a-f]{2}){5}"\}\}',
 }
 
+IN_THE_WAY = {"vxlan": "vxlan-vni-taken", "host-gw": "foreign-in-the-way"}  # of what flanneld leaves
+
 
 def command(flanneld: str, node: Node) -> list[str]:
     """flanneld's command line on a host of the lab. Without its iptables rules: the lab's hosts drop nothing."""
@@ -113,6 +115,17 @@ async def routes_gone(lab: Lab, gone: str) -> None:
     await peers_known(lab, gone=gone)
 
 
+async def finding(node: Node, code: str) -> None:
+    async def look() -> str:
+        try:
+            found = {each.code for each in (await node.status()).findings}
+        except AgentUnavailable as error:
+            return str(error)
+        return "" if code in found else f"{node.name} finds {sorted(found)}"
+
+    await node.lab.until(look, f"{node.name} finds {code}", 30)
+
+
 def subnet(node: Node) -> str:
     return node.subnet_env()["FLANNEL_SUBNET"].replace(".1/", ".0/")
 
@@ -176,13 +189,18 @@ async def test_a_mixed_cluster(program: Path | None, backend: str) -> None:
         assert after.keys() == leases.keys()
         changed = {name for name, record in after.items() if leases[name] != record}
         assert changed == ({key(lab["h4"]).rpartition("/")[2]} if backend == "vxlan" else set())
-        # A flanneld's node becomes netagent's, with its subnet, as docs/howto/flannel.md says.
+
+        # A flanneld's node becomes netagent's, with its subnet, as docs/howto/flannel.md says. What flanneld left
+        # behind is in the way, which is said, and carries the traffic until it is removed.
         await lab["h4"].stop_agent()
+        await lab["h4"].start_agent()
+        if backend != "udp":
+            await finding(lab["h4"], IN_THE_WAY[backend])
+            await reached(lab)
         if backend == "vxlan":
             await lab["h4"].ip("link delete flannel.1")
         elif backend == "host-gw":
             await lab["h4"].ip("route flush root 10.5.0.0/16 proto boot")
-        await lab["h4"].start_agent()
         await peers_known(lab, theirs=("h2",))
         await reached(lab)
         assert (await lab["h4"].status()).verdict.state == "healthy"
