@@ -37,6 +37,11 @@ test-flannel: tools ## a mixed cluster with a real flanneld: FLANNELD=/path/to/f
 	@test -x "$(FLANNELD)" || { echo "say which flanneld: make test-flannel FLANNELD=/path/to/flanneld" >&2; exit 2; }
 	@FLANNELD="$(FLANNELD)" scripts/test flannel $(ARGS)
 
+.PHONY: fuzz
+fuzz: tools ## fuzz every decoder, guided by coverage (TARGET="bgp-open ...", SECONDS=60 for each, JOBS=1)
+	@scripts/setup-python fuzz
+	@$(PYTHON) -m tests.fuzz --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) --jobs $(or $(JOBS),1) $(TARGET) $(ARGS)
+
 .PHONY: bench
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)

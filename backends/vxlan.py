@@ -252,7 +252,7 @@ def _vtep(lease: Lease, family: Family) -> VtepData | Finding:
         vtep = _decode_vtep(raw)
         if not _MAC.match(vtep.mac.lower()) or int(vtep.mac[:2], 16) & 1:
             raise msgspec.ValidationError(f"{vtep.mac!r} is not a unicast MAC address")
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Finding(
             code="vxlan-bad-record",
             subject=lease.key,

@@ -51,13 +51,16 @@ class Client:
 
     def post(self, path: str) -> Any:
         """Ask for a change ("/v1/resync", "/v1/reload"); the decoded answer."""
-        return msgspec.json.decode(self.request("POST", path))
+        return self._decoded(self.request("POST", path), Any)
 
     def _get(self, path: str, kind: type[T]) -> T:
-        body = self.request("GET", path)
+        found: T = self._decoded(self.request("GET", path), kind)
+        return found
+
+    def _decoded(self, body: bytes, kind: Any) -> Any:
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NetagentError(
                 f"the agent's answer is not understood: {error}",
                 where=str(self.path),
@@ -126,5 +129,5 @@ def _refused(status: int, body: bytes) -> NetagentError:
     try:
         answer = msgspec.json.decode(body)
         return NetagentError(str(answer["error"]), remedy=str(answer["remedy"]))
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
         return NetagentError(f"the agent answered {status}", remedy="See its log: `journalctl -u netagent`")

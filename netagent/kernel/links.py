@@ -73,6 +73,8 @@ class Links:
         self.names[found.ifindex] = found.name
         if self.is_own(found):
             self.own[found.name] = found.ifindex
+        else:
+            self.own.pop(found.name, None)  # no two devices have one name: ours has lost it
 
     def is_own(self, found: wire.LinkMessage) -> bool:
         return found.alias == self.alias and found.kind in KINDS and found.name.startswith(PREFIX)

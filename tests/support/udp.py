@@ -24,7 +24,7 @@ from netagent.contract import Context
 from netagent.model import Address, Facts, Finding, Lease, Link, Network, Node, Object, Route
 from tests.support.netns import Namespace, Namespaces
 
-DEADLINE = 10.0  # seconds for whatever a test awaits here
+DEADLINE = 30.0  # seconds for whatever a test awaits here
 
 # Captured between two flannel v0.20.2 hosts: `ping -s 24 -p a5` from 10.5.62.2 to 10.5.72.2, as it left
 # 192.168.50.11, from the outer IPv4 header on (its UDP checksum is not filled in yet: offloaded on a veth).

@@ -110,6 +110,8 @@ def test_our_own_mac_is_a_finding() -> None:
         b'{"VNI":1,"VtepMAC":"ae:da:bc:2e:be:25\\n"}',
         b'{"VNI":1e400,"VtepMAC":"ae:da:bc:2e:be:25"}',
         b"\xff\xfe",
+        b'{"VNI":1,"VtepMAC":"ae:da:bc:\xaae:be:25"}',
+        b'{"VNI":1,"x":' + b"[" * 100_000,
     ],
 )
 def test_a_bad_record_is_a_finding_and_no_path(data: bytes) -> None:
