@@ -124,9 +124,8 @@ class BgpService:
                     await self._progress.wait()
 
     async def stop(self) -> None:
-        """`run` has said farewell; what is left is to speak of BGP no longer, and to forget who the peers were."""
+        """`run` has said farewell; what is left is to forget who the peers were."""
         self._state_file.unlink(missing_ok=True)
-        await self._port.share(members.shared(0, ""))
         self._state = "stopped"
 
     def status(self) -> Mapping[str, Any]:
@@ -173,7 +172,11 @@ class BgpService:
             while True:
                 await self._once()
         except asyncio.CancelledError as error:
-            await self._leave(FAREWELL if error.args == (STOPPING,) else None)
+            if error.args == (STOPPING,):
+                await self._port.share(members.shared(0, ""))
+                await self._leave(FAREWELL)
+            else:
+                await self._leave(None)
             raise
         except BaseException:
             await self._leave(None)
