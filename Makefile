@@ -28,8 +28,12 @@ lab-down: ## take down what make lab left up
 test: tools ## unit, property and namespace tests with real etcd (ARGS="-k name", JOBS=3)
 	@scripts/test base $(ARGS)
 
+.PHONY: tools-interop
+tools-interop: tools
+	@scripts/setup-tools interop
+
 .PHONY: test-all
-test-all: test ## the tests of make test, then the slow ones
+test-all: test tools-interop ## the tests of make test, then the slow ones and those with BIRD, FRR and GoBGP
 	@scripts/test added $(ARGS) || { code=$$?; test $$code -eq 5 && echo "no slow tests match"; exit $$((code == 5 ? 0 : code)); }
 
 .PHONY: test-flannel
@@ -45,6 +49,14 @@ fuzz: tools ## fuzz every decoder, guided by coverage (TARGET="bgp-open ...", SE
 .PHONY: bench
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
+
+.PHONY: deb
+deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
+	@$(PYTHON) packaging/deb/build.py
+
+.PHONY: bench-bgp
+bench-bgp: tools-interop ## the BGP speaker beside BIRD, FRR and GoBGP, against its bars
+	@$(PYTHON) -m tests.bench bgp $(ARGS)
 
 .PHONY: lint
 lint: tools ## ruff, mypy and the import rules
