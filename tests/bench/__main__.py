@@ -1,9 +1,10 @@
 """`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-    python -m tests.bench [all|imports|scale|datapath|udp] [options of that benchmark]
+    python -m tests.bench [all|imports|scale|datapath|udp|bgp-scale] [options of that benchmark]
 
 Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
-own defaults; it leaves out `udp`, whose figures `datapath` has too. Exit status: the worst of theirs.
+own defaults; it leaves out `udp`, whose figures `datapath` has too, and `bgp-scale`, which needs some minutes and
+gigabytes. Exit status: the worst of theirs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ import os
 import sys
 
 from netagent.lab.space import environment
-from tests.bench import datapath, imports, scale
+from tests.bench import bgp_scale, datapath, imports, scale
 from tests.bench.report import machine
 
-BENCHMARKS = {"imports": imports.main, "scale": scale.main, "datapath": datapath.main, "udp": datapath.main_udp}
+BENCHMARKS = {
+    "imports": imports.main,
+    "scale": scale.main,
+    "datapath": datapath.main,
+    "udp": datapath.main_udp,
+    "bgp-scale": bgp_scale.main,
+}
 ALL = ("imports", "scale", "datapath")
 
 
