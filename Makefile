@@ -50,6 +50,20 @@ fuzz: tools ## fuzz every decoder, guided by coverage (TARGET="bgp-open ...", SE
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
 
+.PHONY: test-vms
+test-vms: deb ## three virtual machines with Debian's kernel, as root (NETAGENT_ACCEL=tcg|kvm)
+	@scripts/setup-vms
+	@JOBS=0 scripts/test vms -v $(ARGS)
+
+.PHONY: box
+box: tools ## a Vagrant box of Debian for libvirt, as root, where public ones cannot be downloaded
+	@scripts/setup-vms
+	@scripts/vm-box
+
+.PHONY: test-vagrant
+test-vagrant: deb box ## vagrant up, pings over each backend, status, destroy; as root, on a host made for it
+	@JOBS=0 scripts/test vagrant -v -s $(ARGS)
+
 .PHONY: deb
 deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
 	@$(PYTHON) packaging/deb/build.py

@@ -347,4 +347,6 @@ def _link(link: Link) -> str:
         words += ["dev", v.dev] if v.dev else []
         words += ["learning"] if v.learning else []
         words += ["gbp"] if v.gbp else []
+    if link.tunnel is not None:
+        words += ["local", link.tunnel.local or "any", "remote", link.tunnel.remote or "any"]
     return " ".join(words)

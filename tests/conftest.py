@@ -77,11 +77,17 @@ def _lacks_flanneld() -> str:
     return "" if path and os.access(path, os.X_OK) else "no flanneld given: make test-flannel FLANNELD=/path"
 
 
+@functools.cache
+def _lacks_qemu() -> str:
+    return "" if shutil.which("qemu-system-x86_64") else "no QEMU: make test-vms fetches it"
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "netns": _lacks_netns,
     "etcd": _lacks_etcd,
     "nspawn": lacks_hosts,
     "flannel": _lacks_flanneld,
+    "vms": _lacks_qemu,
 }
 
 

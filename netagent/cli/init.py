@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for flag, key, number, text in KEYS:
         metavar = "N" if number else "ADDRESS" if "min" in flag or "max" in flag else "PREFIX"
         parser.add_argument(flag, dest=key, metavar=metavar, type=int if number else str, help=text)
-    parser.add_argument("--backend", default="vxlan", metavar="TYPE", help="host-gw, vxlan, udp or bgp (vxlan)")
+    parser.add_argument("--backend", default="vxlan", metavar="TYPE", help="host-gw, vxlan, udp, ipip or bgp (vxlan)")
     parser.add_argument(
         "--option",
         action="append",

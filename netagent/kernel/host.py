@@ -131,6 +131,8 @@ class LinuxHost:
             self._ours.forget_device(link.name)
         if failure is not None and failure.errno == errno.EOPNOTSUPP:
             self._lost.add(link.kind)
+        elif failure is None and op.verb == "put":
+            self._lost.discard(link.kind)  # its module came since
         return failure
 
     # ------------------------------------------------------------------------------------------ read
@@ -165,8 +167,8 @@ class LinuxHost:
     def facts(self) -> Facts:
         """Links, addresses, default and on-link routes, and what this kernel can do.
 
-        "nexthop" is known by a dump, "tun" by /dev/net/tun, "ipv6" by /proc; "vxlan" is taken for granted until
-        the kernel has refused to make such a device, because only making one would tell. OSError when the kernel
+        "nexthop" is known by a dump, "tun" by /dev/net/tun, "ipv6" by /proc; other kinds of devices are taken for
+        granted until the kernel has refused to make one, because only making one would tell. OSError when the kernel
         does not answer.
         """
         try:
@@ -178,7 +180,7 @@ class LinuxHost:
             raise OSError(error.errno or errno.EIO, str(error)) from None
 
     def _abilities(self) -> frozenset[str]:
-        found = {"vxlan"}
+        found = {"vxlan", "ipip", "sit"}
         if self._has_nexthops:
             found.add("nexthop")
         if tun.available():

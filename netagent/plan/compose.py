@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp
-from netagent.model import Finding, Lease, Object
+from netagent.model import Finding, Lease, Link, Object
 
 
 class Use(NamedTuple):
@@ -78,7 +78,10 @@ class Composer:
         self.active = active
         self.previous = previous
         self.coming = coming
-        self.guarded = bool(self.ports or self.tcp_ports)
+        # What only peers may send to: ports, and devices that take packets of anybody.
+        self.guarded = bool(self.ports or self.tcp_ports) or any(
+            isinstance(obj, Link) and obj.tunnel is not None for base in self.base() for obj in base.plan.objects
+        )
 
     @property
     def standing(self) -> tuple[Standing, ...]:

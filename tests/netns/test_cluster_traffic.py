@@ -140,3 +140,19 @@ async def test_traffic_to_unassigned_subnets_never_leaves() -> None:
         await lab.ready()
         result = await lab["h1"].exec("ping", "-c", "1", "-W", "1", "10.5.255.9", container=True, check=False)
         assert "Unreachable" in result.out
+
+
+async def test_a_change_of_backend_moves_both_families() -> None:
+    async with Lab(nodes=2, backend="host-gw", ipv6=True) as lab:
+        await lab.ready()
+        for backend, device in (("vxlan", "na-vx6-1"), ("host-gw", "eth0"), ("vxlan", "na-vx6-1")):
+            await lab.set_backend(backend)
+            await lab.ready(backend=backend)
+            target = lab["h2"].container_ip(6)
+
+            async def moved(device: str = device, target: str = target) -> str:
+                path = await lab["h1"].route_to(target)
+                return "" if path.endswith(f"dev {device}") else path
+
+            await lab.until(moved, f"IPv6 goes by {device}", 20)
+            assert (await lab.ping()).ok

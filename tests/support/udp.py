@@ -61,7 +61,7 @@ def host_context(
             v4=f"10.5.{number}.0/24" if v4 else None,
             v6=f"fc00:0:0:{number}::/64" if v6 else None,
         ),
-        facts=Facts(),
+        facts=Facts(abilities=frozenset({"tun"})),
     )
 
 
@@ -308,7 +308,7 @@ async def _serve() -> None:
             network=msgspec.convert(first["network"], Network),
             options=Udp().options(first["options"]).value,
             node=msgspec.convert(first["node"], Node),
-            facts=Facts(),
+            facts=Facts(abilities=frozenset({"tun"})),
         )
     )
     service.nodes({})
