@@ -22,7 +22,7 @@ from typing import Any
 from backends.bgp import members, roles, sessions, show
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own
-from backends.bgp.planner import guard, tunnel_stands
+from backends.bgp.planner import guard, tunnelled
 from backends.bgp.reports import Problem, established, findings, peer_states, summary
 from backends.bgp.roles import Seen
 from backends.bgp.sessions import Peering, Secret
@@ -408,7 +408,7 @@ class BgpService:
 
     def _point_ways(self, context: Context) -> None:
         """The ways out of the host as they are now; what is reached in another way is decided and published anew."""
-        before, self._ways = self._ways, Ways(context, self._members, tunnel=tunnel_stands(context))
+        before, self._ways = self._ways, Ways(context, self._members, tunnelled(context))
         if before is None or self._driver is None or not self._ways.differs(before):
             return
         speaker = self._driver.speaker
