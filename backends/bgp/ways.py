@@ -16,7 +16,7 @@ from typing import NamedTuple
 from backends import ipip
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions
-from backends.vxlan import device, vtep_mac
+from backends.vxlan import device, link_local, vtep_mac
 from netagent.contract import Context
 from netagent.model import Family, FdbEntry, Hop, Link, Neighbour, NextHop, Object, Route, TunnelAttrs, family_of
 
@@ -143,10 +143,3 @@ class Ways:
         if len(hops) == 1 and usable[0].member and self._nexthops and (gateway := hops[0].gateway) is not None:
             return Route(dst, nexthop=(hops[0].dev, gateway)), ""
         return Route(dst, tuple(hops)), ""
-
-
-def link_local(mac: str) -> str:
-    """The link-local address of a MAC (RFC 4291 appendix A)."""
-    octets = bytearray.fromhex(mac.replace(":", ""))
-    octets[0] ^= 2
-    return str(ipaddress.IPv6Address(bytes.fromhex("fe80000000000000") + octets[:3] + b"\xff\xfe" + octets[3:]))

@@ -13,9 +13,9 @@ from backends.bgp.options import BgpOptions, parse
 from backends.bgp.planner import Bgp, tunnelled
 from backends.bgp.roles import CLIENT, EDGE, MESH, REFLECTOR, Seen, may_play, partners, target
 from backends.bgp.sessions import Secret
-from backends.bgp.ways import Ways, link_local
+from backends.bgp.ways import Ways
 from backends.ipip import device6
-from backends.vxlan import vtep_mac
+from backends.vxlan import link_local, vtep_mac
 from bgp.message import AsPath, Attributes, nlri
 from bgp.message.nlri import address_text
 from netagent.contract import Context, Tcp
