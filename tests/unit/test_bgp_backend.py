@@ -10,6 +10,7 @@ import pytest
 from backends.bgp import members, roles, sessions
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, parse
+from backends.bgp.part import Part
 from backends.bgp.planner import Bgp, tunnelled
 from backends.bgp.roles import CLIENT, EDGE, MESH, REFLECTOR, Seen, may_play, partners, target
 from backends.bgp.sessions import Secret
@@ -301,6 +302,53 @@ def test_an_edge_needs_its_router_to_leave_the_mesh() -> None:
     assert not may_play(options, MESH, EDGE, others, Seen(("h2",)))
     assert may_play(options, MESH, EDGE, others, Seen(("h2",), ("tor",)))
     assert partners(options, EDGE, EDGE, {"h2": member("h2", 12, "edge")}) == {}
+
+
+def test_a_part_goes_on_from_the_record_and_changes_after_a_moment() -> None:
+    options = parse({"Mesh": False, "Reflectors": ["h2"]}).value
+    node, others = context().node, {"h2": member("h2", 12, "reflector")}
+    part, told = Part(), Seen(("h2",))
+    part.update(options, node, record("h1", 11, role="mesh"), others, Seen(), 100.0)
+    assert (part.role, part.wanted, part.via) == ("mesh", "client", ())
+    for now, role in ((100.1, "mesh"), (100.1 + roles.SETTLE / 2, "mesh"), (100.1 + roles.SETTLE, "client")):
+        part.update(options, node, None, others, told, now)
+        assert part.role == role
+    assert part.via == ("h2",)
+    assert not part.moves(options, others, told)
+    # What was told once stays told: a session that flaps writes no record.
+    assert not part.moves(options, others, Seen())
+
+
+def test_a_reason_that_goes_away_meanwhile_starts_the_wait_anew() -> None:
+    options = parse({"Mesh": False, "Reflectors": ["h2"]}).value
+    node, others = context().node, {"h2": member("h2", 12, "reflector")}
+    part = Part()
+    part.update(options, node, record("h1", 11, role="mesh"), others, Seen(("h2",)), 0.0)
+    part.update(options, node, None, others, Seen(), 0.9)
+    part.update(options, node, None, others, Seen(("h2",)), 1.0)
+    part.update(options, node, None, others, Seen(("h2",)), 1.9)
+    assert part.role == "mesh"
+    part.update(options, node, None, others, Seen(("h2",)), 2.0)
+    assert part.role == "client"
+
+
+def test_nobody_waits_for_ever_to_enter_the_mesh() -> None:
+    options, node, part = parse({}).value, context().node, Part()
+    others = {"h2": member("h2", 12, "mesh")}
+    part.update(options, node, record("h1", 11, role="client"), others, Seen(), 0.0)
+    part.update(options, node, None, others, Seen(), roles.PATIENCE - 0.1)
+    assert part.role == "client"
+    part.update(options, node, None, others, Seen(), roles.PATIENCE)
+    assert part.role == "mesh"
+
+
+def test_a_first_start_plays_what_the_options_say() -> None:
+    part = Part()
+    part.update(parse({}).value, context().node, None, {}, Seen(), 0.0)
+    assert (part.role, part.settled) == ("mesh", True)
+    part = Part()
+    part.update(parse({}).value, context().node, record("h1", 11, role="nonsense"), {}, Seen(), 0.0)
+    assert part.role == "mesh"
 
 
 # ------------------------------------------------------------------------------------------------ sessions
