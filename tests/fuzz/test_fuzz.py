@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,9 @@ def test_no_input_is_without_a_target() -> None:
     } <= TARGETS.keys()
 
 
+READS = re.compile(r"(decode|parse|unpack)(_\w+)?$|read_")
+
+
 def decoders() -> set[str]:
     """Public functions and classes of ours that are named as what reads bytes or text is named, as "module:name"."""
     found = set()
@@ -74,7 +78,7 @@ def decoders() -> set[str]:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.FunctionDef):
-                    reads = node.name.startswith(("decode", "parse", "unpack", "read_"))
+                    reads = READS.match(node.name) is not None
                 else:
                     reads = isinstance(node, ast.ClassDef) and node.name.endswith(("Decoder", "Framer"))
                 if reads:

@@ -15,7 +15,7 @@ from netagent.kernel.links import Links
 from netagent.kernel.nft import _listing
 from netagent.kernel.wire.links import LinkMessage
 
-OURS = LinkMessage(7, "na-tun", "tun", 1, 1450, "", "netagent", 0, 0, None, False, False)
+OURS = LinkMessage(7, "na-tun", "tun", 1, 1450, "", "netagent", 0, 0, None, None, False, False)
 
 
 class Kernel:

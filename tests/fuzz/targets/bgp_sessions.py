@@ -5,9 +5,11 @@ Rule: whatever one peer sends, what we send is well-formed, and the others lose 
 
 from __future__ import annotations
 
+import json
 from random import Random
 from typing import Any
 
+from bgp import metrics, views
 from bgp.connection import Close, Connect, Direction, Established, Send, Settings
 from bgp.fsm import State
 from bgp.message import (
@@ -33,6 +35,7 @@ from bgp.message import (
 from bgp.message.codes import MAX_MESSAGE_SIZE
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.policy import EVERYTHING
 from bgp.session import Session
 from bgp.speaker import Speaker
 from tests.fuzz.target import Input, pieces, target
@@ -204,7 +207,7 @@ def speaker(data: bytes) -> None:
     """A hostile peer, a client that we reflect to, and a neighbour in another AS.
 
     What the two are told is well-formed and is what Adj-RIB-Out says; their sessions stand; when the hostile one goes
-    away, nothing of it is left anywhere.
+    away, nothing of it is left anywhere. What an operator is shown of it is JSON.
     """
     given = Input(data)
     flags = given.byte()
@@ -214,7 +217,9 @@ def speaker(data: bytes) -> None:
     limit = 8 if flags & 2 else None
     found.add_peer(PeerConfig(HOSTILE, bytes((10, 0, 1, 1)), asn, client=bool(flags & 4), most_prefixes=limit), 0.0)
     for octet, (name, number) in enumerate(WATCHERS.items(), 2):
-        found.add_peer(PeerConfig(name, bytes((10, 0, 1, octet)), number, client=name == "client"), 0.0)
+        found.add_peer(
+            PeerConfig(name, bytes((10, 0, 1, octet)), number, client=name == "client", export_policy=EVERYTHING), 0.0
+        )
     told = {name: Watcher() for name in WATCHERS}
     found.take(0.0)
     for octet, (name, number) in enumerate({HOSTILE: asn, **WATCHERS}.items(), 1):
@@ -227,6 +232,10 @@ def speaker(data: bytes) -> None:
         else:
             found.receive(HOSTILE, OUT, frame(kind, content[: MAX_MESSAGE_SIZE - 19]), 1.0)
         _settle(found, told)
+    json.dumps(
+        [views.summary(found), *views.peers(found, 1.0), *views.routes(found), *views.log(found, HOSTILE, 1.0)]
+    )
+    json.dumps([*views.received(found, HOSTILE), *views.advertised(found, "client"), metrics.text(found, 1.0)])
     found.failed(HOSTILE, OUT, 2.0)
     _settle(found, told)
     assert all(not routes for watcher in told.values() for routes in watcher.routes.values())
@@ -244,7 +253,7 @@ def _settle(found: Speaker, told: dict[str, Watcher]) -> None:
     for name, watcher in told.items():
         peer = found.peers[name]
         assert peer.session.state is State.ESTABLISHED
-        group = found._group_of(peer)
+        group = found.advertising.group_of(peer.source)
         assert group is not None
         for family, routes in watcher.routes.items():
             assert routes == dict(group.advertised(family, peer.source))

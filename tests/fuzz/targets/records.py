@@ -59,13 +59,19 @@ CONFIGS = {
     "vxlan": b'{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":8472,"DirectRouting":true}}',
     "dual": b'{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","SubnetLen":25}',
     "range": b'{"network":"10.5.0.0/16","SubnetMin":"10.5.10.0","SubnetMax":"10.5.99.0","Extra":[1,{"a":null}]}',
+    "bgp": (
+        b'{"Network":"10.5.0.0/16","Backend":{"Type":"bgp","AS":64513,"Mesh":false,"Reflectors":["h1","rack-1"],'
+        b'"Routers":[{"Address":"192.168.60.1","AS":65000,"TTLSecurity":1,"NextHop":"self","PasswordFile":"/etc/x"}],'
+        b'"Nodes":[{"Match":"*","ClusterID":"10.0.0.9","Announce":["10.96.0.0/12",{"Prefix":"fd00::/64",'
+        b'"Communities":["64513:7","no-export","1:2:3"]}]}],"HoldTime":9,"Encapsulation":"vxlan-cross-subnet","VNI":7}}'
+    ),
     "odd": b'{"Network":"10.5.0.0/16","Backend":{"Type":"x","a":1e999,"b":"\\ud800","c":[[[[[[[[]]]]]]]]}}',
     "six": b'{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"host-gw"}}',
 }
 
 _NAMES = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "VNI", "VtepMAC", "node", "id")
 _RECORD_WORDS = tuple(f'"{word}"'.encode() for word in (*_NAMES, "name", "addresses"))
-_CONFIG_WORDS = tuple(f'"{word}"'.encode() for word in (*network_config.KEYS, "Type", "VNI", "Port", "vxlan", "udp"))
+_CONFIG_WORDS = tuple(f'"{word}"'.encode() for word in (*network_config.KEYS, "Type", "VNI", "vxlan", "udp", "bgp"))
 
 
 def shown(*findings: Finding) -> None:
@@ -286,7 +292,7 @@ def _snapshot() -> bytes:
 
 @target(
     "network-config",
-    covers=("netagent.network_config:parse", "backends.options:parse"),
+    covers=("netagent.network_config:parse", "backends.options:parse", "backends.bgp.options:parse"),
     seeds=lambda: CONFIGS,
     words=_CONFIG_WORDS,
 )
