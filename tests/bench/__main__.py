@@ -1,10 +1,7 @@
 """`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-    python -m tests.bench [all|imports|scale|datapath|udp|bgp] [options of that benchmark]
-
-Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
-own defaults; it leaves out `udp`, whose figures `datapath` has too, and `bgp`,
-which needs other daemons (`make bench-bgp`). Exit status: the worst of theirs.
+from tests.bench import bgp, bgp_scale, datapath, imports, scale
+from tests.bench.report import flanneld, machine
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import os
 import sys
 
 from netagent.lab.space import environment
-from tests.bench import bgp, datapath, imports, scale
+from tests.bench import bgp, bgp_scale, datapath, imports, scale
 from tests.bench.report import flanneld, machine
 
 BENCHMARKS = {
@@ -22,6 +19,7 @@ BENCHMARKS = {
     "datapath": datapath.main,
     "udp": datapath.main_udp,
     "bgp": bgp.main,
+    "bgp-scale": bgp_scale.main,
 }
 ALL = ("imports", "scale", "datapath")
 
