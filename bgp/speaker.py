@@ -100,6 +100,8 @@ class Speaker:
         self.advertising = Advertising(self.ribs, self._send)
         self.own = OwnPrefixes(config.families)
         self.local = Source("local", Kind.LOCAL, config.asn, config.identifier)
+        self.version = 0
+        """Another number whenever there are other peers or ranges."""
         self.deferral = Deferral(config.families, restarting, now + deferral)
         self._random = random
         self._now = now
@@ -125,6 +127,7 @@ class Speaker:
         settings = session_settings(self.config, config, restarting=bool(self.deferral))
         peer = Peer(self.config, config, Session(settings, self._random, self._decoder), self.own)
         peer.within = within
+        self.version += 1
         self.peers[config.name] = self._peers_of[peer.source] = peer
         self._by_address.setdefault(config.address, config.name)
         peer.since = now
@@ -136,6 +139,7 @@ class Speaker:
     def remove_peer(self, name: str, now: float, notification: Notification | None = None) -> None:
         """End a peer's session; its routes go at once."""
         peer = self.peers[name]
+        self.version += 1
         peer.session.stop(now, notification or Notification(ErrorCode.CEASE, Cease.PEER_DECONFIGURED))
         self._touched(peer, now)
         self._forget_routes(peer)
@@ -155,6 +159,7 @@ class Speaker:
         """
         self._now = now
         self.ranges = tuple(ranges)
+        self.version += 1
         wanted = {config.name: config for config in configs}
         addresses = {config.address for config in wanted.values()}
         known = {each.name: each for each in self.ranges}
@@ -193,7 +198,7 @@ class Speaker:
                 rib.paths = config.paths
                 rib.decide_anew()
         for peer in self.peers.values():
-            peer.speaker = config
+            peer.set_speaker(config)
             peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judge_again(peer)
@@ -265,8 +270,11 @@ class Speaker:
             return None
         return self._add(config, now, within).name
 
-    def accepted(self, name: str, now: float) -> bool:
-        """A peer has connected. False: the caller closes that connection; Session.refusal() is what to say."""
+    def accepted(self, name: str, now: float, local: bytes = b"") -> bool:
+        """A peer has connected, to our address `local`.
+
+        False: the caller closes that connection; Session.refusal() is what to say.
+        """
         peer = self.peers.get(name)
         if peer is None:
             return False
@@ -278,12 +286,15 @@ class Speaker:
             self._touched(peer, now)
             return False
         taken = peer.session.accepted(now)
+        if taken:
+            peer.locals[Direction.INCOMING] = local
         self._touched(peer, now)
         return taken
 
-    def connected(self, name: str, now: float) -> None:
-        """The connection that Connect asked for stands."""
+    def connected(self, name: str, now: float, local: bytes = b"") -> None:
+        """The connection that Connect asked for stands, from our address `local`."""
         if peer := self.peers.get(name):
+            peer.locals[Direction.OUTGOING] = local
             peer.session.connected(now)
             self._touched(peer, now)
 
