@@ -340,6 +340,11 @@ class Speaker:
         """Whether `take` has left something undecided for its next call."""
         return any(rib.pending for family, rib in self.ribs.items() if family not in self.deferral)
 
+    @property
+    def telling(self) -> bool:
+        """Whether `take` has left somebody untold who reads."""
+        return self.advertising.telling
+
     def deadline(self) -> float | None:
         """When `expire` is to be called next, or earlier."""
         ends = self.deferral.ends
@@ -363,14 +368,15 @@ class Speaker:
     def take(self, now: float) -> list[Told]:
         """Decide what has been left undecided, and give all that is to be done and known, in order.
 
-        At most AT_ONCE prefixes of a family are decided; `pending` says whether some are left for another call.
+        At most AT_ONCE prefixes of a family are decided, and as many told to peers that are behind; `pending` and
+        `telling` say whether some are left for another call.
         """
         self._now = now
         self._flush(AT_ONCE)
         if not self.pending:
             for name in self._joining.copy():
                 self._join(self.peers[name])
-        self.advertising.answer()
+        self.advertising.step(AT_ONCE)
         for name in self._sent_to:
             self._touched(self.peers[name], now)
         self._sent_to.clear()

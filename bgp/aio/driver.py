@@ -164,8 +164,6 @@ class Driver:
                 if self._loop.time() > end:
                     break
         self._carry_out()
-        if self._ready or self.speaker.pending:
-            self._schedule()
 
     def _readable(self, channel: Channel) -> None:
         if channel in self._names:
@@ -218,6 +216,8 @@ class Driver:
         if any(changes.values()):
             self._on_changes(changes)
         self._arm()
+        if self._ready or speaker.pending or speaker.telling:
+            self._schedule()
 
     def _arm(self) -> None:
         """One timer. Too early costs a look at the speaker; it is only ever set anew to be earlier."""

@@ -429,6 +429,7 @@ async def test_keepalives_go_out_on_time_while_100_000_routes_are_processed() ->
     async with running(speaker):
         speaker.peer(2, client=True, passive=True, hold_time=90)
         speaker.peer(3, client=True, passive=True, hold_time=hold)
+        speaker.peer(4, client=True, passive=True, next_hop_self=True)
         speaker.driver.wake()
         feeder = await asyncio.to_thread(Probe.connect, 2, 1)
         idle = await asyncio.to_thread(Probe.connect, 3, 1, hold_time=hold)
@@ -449,6 +450,9 @@ async def test_keepalives_go_out_on_time_while_100_000_routes_are_processed() ->
         print("seconds for 120,000 UPDATEs:", round(time.monotonic() - began, 2))
         print("CPU seconds of the speaker's thread:", round(time.thread_time() - cpu, 2))
         assert len(rib.chosen) == count
+        late = await asyncio.to_thread(Probe.connect, 4, 1)  # to be told all of it, in a group of its own
+        await asyncio.to_thread(late.read_until, lambda table: len(table) == count)
+        late.sock.close()
         feeder.reset()  # and all of them go
         await eventually(lambda: not rib.chosen, timeout=PATIENCE)
         end.set()
