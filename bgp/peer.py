@@ -112,6 +112,8 @@ class Peer:
         self.malformed = 0
         """UPDATEs with something wrong."""
         self.warned: set[Family] = set()
+        self.ended: set[Family] = set()
+        """The families in which it has sent End-of-RIB since its session came up."""
         self.scheduled: float | None = None
         self.restart_ends: float | None = None
         """Until when its routes are kept although it is away, or until when it must have announced them anew."""
@@ -137,6 +139,13 @@ class Peer:
         self.source.kind = self.kind(self.source.asn)
         self._addresses = self.own_addresses()
         self.warned.clear()
+        self.ended.clear()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the session stands and the peer has told all that it has."""
+        negotiated = self.session.negotiated
+        return negotiated is not None and self.ended.issuperset(negotiated.families)
 
     def set_speaker(self, config: SpeakerConfig) -> None:
         """The speaker has other settings now."""

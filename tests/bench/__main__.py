@@ -1,10 +1,10 @@
 """`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-    python -m tests.bench [all|imports|scale|datapath|udp|bgp-scale] [options of that benchmark]
+    python -m tests.bench [all|imports|scale|datapath|udp|bgp|bgp-scale] [options of that benchmark]
 
 Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
-own defaults; it leaves out `udp`, whose figures `datapath` has too, and `bgp-scale`, which needs some minutes and
-gigabytes. Exit status: the worst of theirs.
+own defaults; it leaves out `udp`, whose figures `datapath` has too, `bgp`, which needs other daemons
+(`make bench-bgp`), and `bgp-scale`, which needs some minutes and gigabytes. Exit status: the worst of theirs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import os
 import sys
 
 from netagent.lab.space import environment
-from tests.bench import bgp_scale, datapath, imports, scale
-from tests.bench.report import machine
+from tests.bench import bgp, bgp_scale, datapath, imports, scale
+from tests.bench.report import flanneld, machine
 
 BENCHMARKS = {
     "imports": imports.main,
     "scale": scale.main,
     "datapath": datapath.main,
     "udp": datapath.main_udp,
+    "bgp": bgp.main,
     "bgp-scale": bgp_scale.main,
 }
 ALL = ("imports", "scale", "datapath")
@@ -40,6 +41,8 @@ def main() -> int:
     os.environ.update(environment())
     if not {"-h", "--help"} & set(options):
         print(machine(), flush=True)
+        if program := flanneld():
+            print(f"flanneld: {program}", flush=True)
     code = 0
     for each in ALL if name == "all" else (name,):
         print(f"\n## {each}\n", flush=True)

@@ -68,6 +68,19 @@ def test_a_peer_is_nexthop_route_neighbour_and_fdb() -> None:
     }
 
 
+def test_an_ipv6_gateway_is_link_local_and_the_peers_mac_alone() -> None:
+    """One inside the peer's subnet would be refused while a route of another backend leads there."""
+    ctx, peer = context(VXLAN, v6=True), lease(VXLAN, v6=True)
+    gateway = "fe80::acda:bcff:fe2e:be25"
+    found = [o for o in VXLAN.peer(ctx, peer).objects if "na-vx6-1" in o.key or o.key[1] == "fc00:0:0:2::/64"]
+    assert found == [
+        NextHop("na-vx6-1", gateway),
+        Route("fc00:0:0:2::/64", nexthop=("na-vx6-1", gateway)),
+        Neighbour("na-vx6-1", gateway, "ae:da:bc:2e:be:25"),
+        FdbEntry("na-vx6-1", "ae:da:bc:2e:be:25", "fd50::12"),
+    ]
+
+
 def test_without_nexthop_objects_the_route_is_plain_and_onlink() -> None:
     ctx = msgspec.structs.replace(context(VXLAN), facts=facts("vxlan"))
     routes = [o for o in VXLAN.peer(ctx, PEER).objects if o.KIND == "route"]
@@ -110,6 +123,8 @@ def test_our_own_mac_is_a_finding() -> None:
         b'{"VNI":1,"VtepMAC":"ae:da:bc:2e:be:25\\n"}',
         b'{"VNI":1e400,"VtepMAC":"ae:da:bc:2e:be:25"}',
         b"\xff\xfe",
+        b'{"VNI":1,"VtepMAC":"ae:da:bc:\xaae:be:25"}',
+        b'{"VNI":1,"x":' + b"[" * 100_000,
     ],
 )
 def test_a_bad_record_is_a_finding_and_no_path(data: bytes) -> None:
@@ -138,6 +153,26 @@ def test_a_foreign_device_on_our_vni_and_port_is_refused(link: LinkFact, taken: 
     assert codes(VXLAN.base(ctx)) == (["vxlan-vni-taken"] if taken else [])
     assert bool(VXLAN.base(ctx).objects) is not taken
     assert bool(VXLAN.peer(ctx, PEER).objects) is not taken
+
+
+@pytest.mark.parametrize(
+    ("link", "announced"),
+    [
+        (foreign(local="192.168.50.11"), "ae:da:bc:2e:be:25"),
+        (foreign(local="192.168.50.99"), ""),
+        (foreign(local="192.168.50.11", vni=2), ""),
+    ],
+    ids=["in our place", "another address", "other VNI"],
+)
+def test_the_record_has_the_mac_of_the_device_in_our_place(link: LinkFact, announced: str) -> None:
+    """A flanneld that was stopped leaves flannel.1, and with it all traffic, until somebody deletes it."""
+    here = facts()
+    before = VXLAN.lease(context(VXLAN))
+    here.links = {**here.links, link.name: msgspec.structs.replace(link, mac="ae:da:bc:2e:be:25")}
+    after = VXLAN.lease(msgspec.structs.replace(context(VXLAN), facts=here))
+    assert before.data is not None
+    assert after.data is not None
+    assert after.data["VtepMAC"] == (announced or before.data["VtepMAC"])
 
 
 def test_options_in_any_case() -> None:

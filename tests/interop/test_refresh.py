@@ -1,0 +1,81 @@
+"""Route refresh (RFC 2918), asked by ours and by theirs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import bgp_probe as wire
+from tests.support.bgp_ours import Ours
+from tests.support.bird import Bird
+from tests.support.frr import Frr
+from tests.support.gobgp import GoBgp
+from tests.support.routers import Network, Peering, Router, Routers
+
+pytestmark = [pytest.mark.interop, pytest.mark.netns]
+
+NETWORKS = (
+    (Network("10.1.0.0/24"), Network("fd01::/64")),
+    (Network("10.2.0.0/24"), Network("fd02::/64")),
+)
+
+
+async def prefixes(ours: Ours, address: str, way: str) -> list[str]:
+    """What the UPDATEs of the session have announced, one way, in order."""
+    found = []
+    for entry in await ours.command("log", peer=address):
+        if entry.get(way) == "UPDATE":
+            found += [prefix for routes in entry.get("announced", ()) for prefix in routes["prefixes"]]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("asker", "theirs"), [("ours", Bird), ("ours", Frr), ("ours", GoBgp), ("theirs", Bird), ("theirs", Frr)]
+)
+async def test_routes_are_sent_again(routers: Routers, asker: str, theirs: type[Router]) -> None:
+    """Each network of both families once when the session comes up, and once more when they are asked for.
+
+    GoBGP answers, but has no command that asks: its soft reset only reads its own Adj-RIB-In anew.
+    """
+    ours, other = await routers.pair((Ours, 65001), (theirs, 65001), networks=NETWORKS)
+    assert isinstance(ours, Ours)
+    await ours.has("10.2.0.0/24")
+    await ours.has("fd02::/64")
+    await other.has("10.1.0.0/24")
+    await other.has("fd01::/64")
+    way, networks = ("received", NETWORKS[1]) if asker == "ours" else ("sent", NETWORKS[0])
+    before = await prefixes(ours, other.site.address, way)
+    if asker == "ours":
+        await ours.ask_again(other.site.address)
+    else:
+        await other.ask_again(ours.site.address)
+
+    async def again() -> bool:
+        new = (await prefixes(ours, other.site.address, way))[len(before) :]
+        return {network.prefix for network in networks} <= set(new)
+
+    await ours.until("the routes again", again)
+    counted = (await ours.view(other.site.address))["messages"]["sent" if asker == "ours" else "received"]
+    assert counted["route_refresh"] >= 1
+    for router in (ours, other):
+        assert (await router.peer(router.site.peerings[0].address)).established
+    assert (await ours.view(other.site.address))["flaps"] == 0
+
+
+async def test_a_request_is_answered_with_the_family_asked_for(routers: Routers) -> None:
+    """Only that family, each time anew; one for a family that was not agreed on is passed over."""
+    site, far = routers.site(65001), routers.site(65001)
+    site.networks = NETWORKS[0]
+    site.peerings = (Peering(far.address, 65001, passive=True),)
+    ours = await routers.add(Ours(site))
+    async with wire.Probe(far.space, far.address, site.address, 65001) as probe:
+        await probe.establish()
+        await probe.knows("10.1.0.0/24", "fd01::/64")
+        for family, prefix in (("ipv4", "10.1.0.0/24"), ("ipv6", "fd01::/64"), ("ipv4", "10.1.0.0/24")):
+            seen = len(probe.updates)
+            probe.send(wire.message(wire.REFRESH, b"\0\2\0\x80"))  # VPN, never agreed on
+            probe.send(wire.message(wire.REFRESH, wire.WIRE_FAMILIES[family][:2] + b"\0\1"))
+            new = await probe.new_updates(seen)
+            assert [prefix for each in new for prefix in each.announced] == [prefix]
+        await ours.ask_again(far.address)
+        await probe.refreshed(2)
+        assert set(probe.of(wire.REFRESH)) == {b"\0\1\0\1", b"\0\2\0\1"}
