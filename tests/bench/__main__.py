@@ -1,7 +1,10 @@
 """`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-from tests.bench import bgp, bgp_scale, datapath, imports, scale
-from tests.bench.report import flanneld, machine
+    python -m tests.bench [all|imports|scale|datapath|udp|bgp|bgp-scale] [options of that benchmark]
+
+Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
+own defaults; it leaves out `udp`, whose figures `datapath` has too, `bgp`, which needs other daemons
+(`make bench-bgp`), and `bgp-scale`, which needs some minutes and gigabytes. Exit status: the worst of theirs.
 """
 
 from __future__ import annotations
