@@ -72,7 +72,7 @@ class Bird(Router):
         prefix, fields = "", {}
         lines = (await self.command(f"show route all table master{family[-1]}")).splitlines()
         for line in [*lines, "end end [end]"]:
-            if (start := re.match(r"(\S*)\s+\S+.*\[(\w+)", line)) and not line.startswith("\t"):
+            if (start := re.match(r"(\S*)\s+\S+.*?\[(\w+)", line)) and not line.startswith("\t"):
                 if fields:
                     table.setdefault(prefix, []).append(_route(fields, stale=fields["from"] in restarting))
                 prefix, fields = start[1] or prefix, {}
