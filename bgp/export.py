@@ -88,9 +88,19 @@ def _to_internal(settings: ExportSettings, route: Route) -> Attributes:
     local_pref = DEFAULT_LOCAL_PREF if attributes.local_pref is None else attributes.local_pref
     if route.source.kind not in (Kind.INTERNAL, Kind.CLIENT):
         return attributes if attributes.local_pref == local_pref else attributes._replace(local_pref=local_pref)
-    # Reflected: whom it came from, and through which clusters (RFC 4456 section 8).
-    return attributes._replace(
-        local_pref=local_pref,
-        originator_id=attributes.originator_id or route.source.identifier,
-        cluster_list=(settings.cluster_id or settings.identifier, *attributes.cluster_list),
+    # Reflected: whom it came from, and through which clusters (RFC 4456 section 8). Built by hand, for `_replace` is
+    # the dearest step of a reflector's work.
+    return Attributes(
+        attributes.origin,
+        attributes.as_path,
+        attributes.next_hop,
+        attributes.med,
+        local_pref,
+        attributes.atomic_aggregate,
+        attributes.aggregator,
+        attributes.communities,
+        attributes.originator_id or route.source.identifier,
+        (settings.cluster_id or settings.identifier, *attributes.cluster_list),
+        attributes.large_communities,
+        attributes.others,
     )
