@@ -35,6 +35,14 @@ class OwnPrefixes:
         self._own[family].discard(prefix)
         return self._guarded[family].pop(prefix, None) is not None
 
+    def concern(self, family: Family, prefixes: Iterable[bytes]) -> bool:
+        """Whether one of them is to be looked at: a default route, ours, inside ours. The answer is mostly no."""
+        own = self._own[family]
+        for prefix in prefixes:
+            if not prefix[0] or prefix in own:
+                return True
+        return bool(self._guarded[family]) and any(self.refused(family, prefix) for prefix in prefixes)
+
     def refused(self, family: Family, prefix: bytes) -> str:
         """Why a peer's route to it may not be used; empty where it may."""
         if prefix in self._own[family]:

@@ -165,8 +165,7 @@ class Peer:
         refused = self._refused(received)
         if refused:
             return ((prefixes, received, refused),)
-        policy, own = self.config.import_policy, self._own
-        if policy is None and not any(own.refused(family, prefix) or not prefix[0] for prefix in prefixes):
+        if self.config.import_policy is None and not self._own.concern(family, prefixes):
             return ((prefixes, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
         for prefix in prefixes:

@@ -72,8 +72,8 @@ News = Established | Down | PrefixLimit
 Told = tuple[str, Connect | Send | Close | News]
 """The peer's name, and what is to be done or has happened."""
 
-AT_ONCE = 5000
-"""Prefixes of a family that one `take` decides: some 50 ms of work."""
+AT_ONCE = 2000
+"""Prefixes of a family that one `take` decides: some 20 ms of work."""
 
 
 class Speaker:

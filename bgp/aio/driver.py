@@ -187,19 +187,19 @@ class Driver:
         """Do all that the speaker asks for, send it, and set the timer."""
         speaker = self.speaker
         touched: dict[Channel, None] = {}
-        while outputs := speaker.take(self._loop.time()):
-            for name, output in outputs:
-                if isinstance(output, Send):
-                    channel = self._channels.get((name, output.direction))
-                    if channel:
-                        channel.write(output.data)
-                        touched[channel] = None
-                elif isinstance(output, Close):
-                    self._close(name, output.direction)
-                elif isinstance(output, Connect):
-                    self._connect(name)
-                else:
-                    self._on_news(name, output)
+        for name, output in speaker.take(self._loop.time()):
+            if isinstance(output, Send):
+                channel = self._channels.get((name, output.direction))
+                if channel:
+                    channel.write(output.data)
+                    touched[channel] = None
+            elif isinstance(output, Close):
+                self._close(name, output.direction)
+            elif isinstance(output, Connect):
+                self._connect(name)
+                self._schedule()  # it may have failed already
+            else:
+                self._on_news(name, output)
         for channel in touched:
             if channel in self._names:
                 channel.flush()

@@ -1,10 +1,10 @@
 """`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-    python -m tests.bench [all|imports|scale|datapath|udp|bgp] [options of that benchmark]
+    python -m tests.bench [all|imports|scale|datapath|udp|bgp|bgp-scale] [options of that benchmark]
 
 Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
-own defaults; it leaves out `udp`, whose figures `datapath` has too, and `bgp`,
-which needs other daemons (`make bench-bgp`). Exit status: the worst of theirs.
+own defaults; it leaves out `udp`, whose figures `datapath` has too, `bgp`, which needs other daemons
+(`make bench-bgp`), and `bgp-scale`, which needs some minutes and gigabytes. Exit status: the worst of theirs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 
 from netagent.lab.space import environment
-from tests.bench import bgp, datapath, imports, scale
+from tests.bench import bgp, bgp_scale, datapath, imports, scale
 from tests.bench.report import machine
 
 BENCHMARKS = {
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "datapath": datapath.main,
     "udp": datapath.main_udp,
     "bgp": bgp.main,
+    "bgp-scale": bgp_scale.main,
 }
 ALL = ("imports", "scale", "datapath")
 

@@ -16,6 +16,7 @@ import pytest
 
 from bgp.daemon.client import ask
 from bgp.daemon.errors import CommandError
+from bgp.daemon.run import load
 from bgp.message import nlri
 from tests.support.bgp_sockets import PORT, at, home
 from tests.support.netns import Namespace, Namespaces, eventually
@@ -218,6 +219,20 @@ async def test_with_a_state_file_a_restart_loses_no_route(pair: tuple[Daemon, Da
     (shown,) = two.ask("peers")
     assert shown["capabilities"]["received"]["graceful_restart"]["restarting"] is True
     assert shown["prefixes"]["ipv4"]["stale"] == 0
+
+
+def test_the_example_of_the_documentation_is_right(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/bgp/operating.md").read_text()
+    script = page.split("```\n")[1].partition("python -m bgp run")[0]
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True, timeout=60)
+    for name, asn in (("one", 65001), ("two", 65002)):
+        config = load(str(tmp_path / f"{name}.toml"))
+        assert config.speaker.asn == asn
+        assert [peer.asn for peer in config.peers] == [65001 + 65002 - asn]
+    reference = (Path(__file__).resolve().parents[2] / "docs/bgp/configuration.md").read_text()
+    (tmp_path / "tor.key").write_text("secret\n")
+    (tmp_path / "speaker.toml").write_text(reference.split("```toml\n")[1].partition("```")[0])
+    assert load(str(tmp_path / "speaker.toml")).peers[0].transport.password == b"secret"
 
 
 def test_what_is_wrong_at_the_start_is_one_line(pair: tuple[Daemon, Daemon], tmp_path: Path) -> None:

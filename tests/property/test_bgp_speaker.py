@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp.message import Family
+from bgp.message import Family, LocalError
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.speaker import Speaker
 from tests.support.bgp import Network
@@ -24,6 +26,10 @@ events = st.lists(
         st.tuples(st.just("break"), numbers, numbers),
         st.tuples(st.just("cut"), numbers, numbers),
         st.tuples(st.just("heal"), numbers, numbers),
+        st.tuples(st.just("hold"), numbers, numbers),
+        st.tuples(st.just("release"), numbers, numbers),
+        st.tuples(st.just("ask"), numbers, numbers),
+        st.tuples(st.just("client"), numbers, numbers),
         st.tuples(st.just("wait"), numbers, st.integers(0, 12)),
     ),
     max_size=25,
@@ -79,9 +85,24 @@ def test_when_it_is_quiet_everybody_knows_what_is_there(
             network.cut.add(pair)
         elif what == "heal":
             network.cut.discard(pair)
+        elif what in ("hold", "release") and speaker is not None:
+            getattr(speaker, what)(str(other))
+        elif what == "ask" and speaker is not None and str(other) in speaker.peers:
+            with contextlib.suppress(LocalError):  # the session does not stand
+                speaker.ask_again(str(other), V4)
+        elif what == "client" and speaker is not None and not reflectors:
+            # Its role changes; in a mesh that makes no difference to what anybody knows in the end.
+            configs = [
+                replace(peer.config, client=not peer.config.client) if peer.name == str(other) else peer.config
+                for peer in speaker.peers.values()
+            ]
+            speaker.set_peers(configs, network.now)
         elif what == "wait":
             network.run(float(other))
     network.cut.clear()
+    for speaker in speakers.values():
+        for name in speaker.peers:
+            speaker.release(name)
     network.run(400)
     joined = not reflectors or bool(reflectors & set(speakers))
     everything = set().union(*(owned[number] for number in speakers))

@@ -80,6 +80,8 @@ class Network:
         self.nodes: dict[str, Node] = {}
         self.news: dict[str, list[tuple[str, Any]]] = {}
         self.sent: dict[str, int] = {}
+        self.octets = 0
+        """Sent by all."""
         self.cut: set[frozenset[str]] = set()
         """Pairs that cannot reach each other. TCP sends again what was lost, if it still stands when they can."""
         self._random = Random(seed)
@@ -159,6 +161,7 @@ class Network:
             self._later(lambda: self._arrive(name, peer, attempt))
         elif isinstance(output, Send):
             self.sent[name] += 1
+            self.octets += len(output.data)
             self._send((name, peer, output.direction), output.data)
         elif isinstance(output, Close):
             if output.direction is Direction.OUTGOING:
