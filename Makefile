@@ -41,9 +41,32 @@ test-flannel: tools ## a mixed cluster with a real flanneld: FLANNELD=/path/to/f
 	@test -x "$(FLANNELD)" || { echo "say which flanneld: make test-flannel FLANNELD=/path/to/flanneld" >&2; exit 2; }
 	@FLANNELD="$(FLANNELD)" scripts/test flannel $(ARGS)
 
+.PHONY: fuzz
+fuzz: tools ## fuzz every decoder, guided by coverage (TARGET="bgp-open ...", SECONDS=60 for each, JOBS=1)
+	@scripts/setup-python fuzz
+	@$(PYTHON) -m tests.fuzz --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) --jobs $(or $(JOBS),1) $(TARGET) $(ARGS)
+
 .PHONY: bench
 bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its columns)
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
+
+.PHONY: test-vms
+test-vms: deb ## three virtual machines with Debian's kernel, as root (NETAGENT_ACCEL=tcg|kvm)
+	@scripts/setup-vms
+	@JOBS=0 scripts/test vms -v $(ARGS)
+
+.PHONY: box
+box: tools ## a Vagrant box of Debian for libvirt, as root, where public ones cannot be downloaded
+	@scripts/setup-vms
+	@scripts/vm-box
+
+.PHONY: test-vagrant
+test-vagrant: deb box ## vagrant up, pings over each backend, status, destroy; as root, on a host made for it
+	@JOBS=0 scripts/test vagrant -v -s $(ARGS)
+
+.PHONY: deb
+deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
+	@$(PYTHON) packaging/deb/build.py
 
 .PHONY: bench-bgp
 bench-bgp: tools-interop ## the BGP speaker beside BIRD, FRR and GoBGP, against its bars

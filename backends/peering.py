@@ -1,8 +1,11 @@
-"""What every backend must find out about a peer before it plans a path to it, and how it says so."""
+"""What every backend must find out about its host and a peer before it plans a path, and how it says so."""
 
 from __future__ import annotations
 
-from netagent.model import Family, Finding, Lease, Node
+from netagent.model import Facts, Family, Finding, Lease, Node
+
+# Backends that reach across routers, the fastest first, with the ability of the kernel that each needs.
+_OVERLAYS = (("vxlan", "vxlan"), ("ipip", "ipip"), ("udp", "tun"))
 
 
 def other_backend(ours: str, lease: Lease) -> Finding:
@@ -13,6 +16,22 @@ def other_backend(ours: str, lease: Lease) -> Finding:
         message=f"{lease.label} uses the {lease.backend or 'udp'} backend, this node {ours}: no path to it",
         evidence=f"BackendType of {lease.key}: {lease.backend or 'absent, which means udp'}",
         remedy="if it does not follow the network's configuration by itself, restart the agent on that node",
+    )
+
+
+def lacking(ours: str, kind: str, facts: Facts, module: str = "") -> Finding:
+    """This kernel makes no device of the kind that the backend stands on. Says which backend serves instead."""
+    module = module or kind
+    others = [name for name, ability in _OVERLAYS if name != ours and ability in facts.abilities]
+    instead = f'use "{others[0]}", the next best backend' if others else 'use "host-gw"'
+    return Finding(
+        code="kernel-lacks-device",
+        subject=kind,
+        severity="error",
+        message=f"this kernel has no {kind} devices, which the {ours} backend stands on: no path by it",
+        evidence=f"making one was refused; `modprobe {module}` tells why",
+        remedy=f"install the kernel's module {module} (it is then used by itself); or {instead}, "
+        "for all nodes in the network's configuration; host-gw needs nothing where all share one L2 segment",
     )
 
 

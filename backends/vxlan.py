@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from socket import AF_INET6, inet_ntop
 from typing import Any
 
 import msgspec
@@ -147,10 +148,15 @@ class VxlanBackend:
             )
             mac = vtep_mac(context.node.id, options.vni, family)
             mtu = self._device_mtu(context, family)
+            # Planned also where the kernel made none so far: the reconciler tries again, and the module may come.
             objects.append(Link(kind="vxlan", name=dev, mtu=mtu, mac=mac, vxlan=attrs))
+            if "vxlan" not in context.facts.abilities:
+                continue
             subnet = context.node.subnet(family)
             if subnet is not None:
                 objects.append(Address(dev, subnet.partition("/")[0], 32 if family == 4 else 128))
+        if "vxlan" not in context.facts.abilities:
+            return Plan(tuple(objects), (peering.lacking(self.name, "vxlan", context.facts),))
         return Plan(tuple(objects))
 
     def peer(self, context: Context, lease: Lease) -> Plan:
@@ -192,6 +198,8 @@ class VxlanBackend:
             if uplink is not None:
                 objects.append(Route(subnet, (Hop(uplink, endpoint),)))
                 return None
+        if "vxlan" not in context.facts.abilities:
+            return None  # base() says why
         vtep = _vtep(lease, family)
         if isinstance(vtep, Finding):
             return vtep
@@ -213,7 +221,10 @@ class VxlanBackend:
                 evidence=f"both nodes have the id {context.node.id}: a cloned state directory",
                 remedy="on the clone stop the agent, remove the file `id` in its state directory, start it again",
             )
-        dev, gateway = device(options.vni, family), subnet.partition("/")[0]
+        dev = device(options.vni, family)
+        # Linux refuses an IPv6 gateway that the present routes lead to by another device, as those of host-gw do
+        # while the backend changes (ip6_route_check_nh_onlink); a link-local one is never looked up.
+        gateway = subnet.partition("/")[0] if family == 4 else _link_local(mac)
         if "nexthop" in context.facts.abilities:
             objects.append(NextHop(dev, gateway))
             objects.append(Route(subnet, nexthop=(dev, gateway)))
@@ -240,6 +251,13 @@ class VxlanBackend:
         return None
 
 
+def _link_local(mac: str) -> str:
+    """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    interface = bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
+    return inet_ntop(AF_INET6, b"\xfe\x80" + bytes(6) + interface)
+
+
 def _foreign_devices(facts: Facts) -> list[LinkFact]:
     return [link for link in facts.links.values() if link.kind == "vxlan" and not link.own]
 
@@ -252,7 +270,7 @@ def _vtep(lease: Lease, family: Family) -> VtepData | Finding:
         vtep = _decode_vtep(raw)
         if not _MAC.match(vtep.mac.lower()) or int(vtep.mac[:2], 16) & 1:
             raise msgspec.ValidationError(f"{vtep.mac!r} is not a unicast MAC address")
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Finding(
             code="vxlan-bad-record",
             subject=lease.key,

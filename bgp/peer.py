@@ -107,6 +107,8 @@ class Peer:
         self.malformed = 0
         """UPDATEs with something wrong."""
         self.warned: set[Family] = set()
+        self.ended: set[Family] = set()
+        """The families in which it has sent End-of-RIB since its session came up."""
         self.scheduled: float | None = None
         self.restart_ends: float | None = None
         """Until when its routes are kept although it is away, or until when it must have announced them anew."""
@@ -131,6 +133,13 @@ class Peer:
         self.source.identifier = negotiated.received.identifier
         self.source.kind = self.kind(self.source.asn)
         self.warned.clear()
+        self.ended.clear()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the session stands and the peer has told all that it has."""
+        negotiated = self.session.negotiated
+        return negotiated is not None and self.ended.issuperset(negotiated.families)
 
     def export_settings(self) -> ExportSettings:
         """The group that it belongs to, while its session stands."""

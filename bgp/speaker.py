@@ -65,10 +65,15 @@ class PrefixLimit:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A peer has sent End-of-RIB in every family of the session: it has told us all that it has."""
+
+
 _SETTLED = 10.0
 """Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
 
-News = Established | Down | PrefixLimit
+News = Established | Down | PrefixLimit | Complete
 Told = tuple[str, Connect | Send | Close | News]
 """The peer's name, and what is to be done or has happened."""
 
@@ -325,6 +330,11 @@ class Speaker:
             yield each.template.address, each.prefix[0], each.template.transport
 
     @property
+    def deferring(self) -> bool:
+        """Whether we have restarted, and nothing is decided yet in some family."""
+        return bool(self.deferral)
+
+    @property
     def pending(self) -> bool:
         """Whether `take` has left something undecided for its next call."""
         return any(rib.pending for family, rib in self.ribs.items() if family not in self.deferral)
@@ -421,6 +431,10 @@ class Speaker:
         if update.end_of_rib is not None:
             self.ribs[update.end_of_rib].sweep(source)
             self._no_longer_awaited(peer.name, update.end_of_rib)
+            before = peer.complete
+            peer.ended.add(update.end_of_rib)
+            if peer.complete is not before:
+                self._outputs.append((peer.name, Complete()))
 
     def _check_limit(self, peer: Peer, family: Family, limit: int, now: float) -> None:
         count = len(self.ribs[family].received(peer.source))

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -57,6 +58,7 @@ RELOADABLE = frozenset(
         "iface_can_reach",
         "public_ip",
         "public_ipv6",
+        "labels",
         "ip_masq",
         "firewall_integrate",
         "lease_ttl",
@@ -284,6 +286,7 @@ class Agent:
             local_ip6=self.choice.local_ip6,
             v4=state.v4,
             v6=state.v6,
+            labels=settings.labels,
         )
         host = HostOptions(
             ip_masq=settings.ip_masq,
@@ -363,6 +366,7 @@ class Agent:
             version=__version__,
             addresses=tuple(a for a in (choice.public_ip, choice.public_ip6) if a is not None),
             capabilities=tuple(sorted(self.registry)),
+            labels=self.settings.labels,
             attributes=self._shared,
         )
         self.leasing.describe(record)
@@ -413,6 +417,9 @@ class Agent:
 
     def objects(self, kinds: Collection[str] = ()) -> Iterator[ObjectView]:
         return views.objects(self, kinds)
+
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        return views.backend_view(self, backend, view, arguments)
 
     async def plan(self) -> Sequence[Step]:
         return views.plan(self)

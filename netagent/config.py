@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import tomllib
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -29,6 +30,7 @@ PREFIX = "NETAGENT_"
 _OTHER_VARIABLES = frozenset({"CONFIG", "DEBUG", "ETCD_PASSWORD", "LAB_DIR", "LIBNFTABLES"})
 # A path element in etcd and a label in views.
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z")
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/=-]{0,127}\Z")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     etcd_username: str = ""
     etcd_password_file: Path | None = None
     node_name: str = ""
+    labels: tuple[str, ...] = ()
     iface: tuple[str, ...] = ()
     iface_regex: tuple[str, ...] = ()
     iface_can_reach: str | None = None
@@ -93,13 +96,16 @@ def _text(value: Any) -> str:
 
 
 def _path(value: Any) -> Path:
-    if not _text(value):
+    path = _optional_path(value)
+    if path is None:
         raise ValueError("write a path")
-    return Path(value)
+    return path
 
 
 def _optional_path(value: Any) -> Path | None:
-    return Path(value) if _text(value) else None
+    if "\0" in _text(value):
+        raise ValueError("write a path, which has no zero bytes")
+    return Path(value) if value else None
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -124,8 +130,10 @@ def _patterns(value: Any) -> tuple[str, ...]:
         raise ValueError('write a list of regular expressions such as ["eth.*"]')
     for pattern in patterns:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # a set that may mean something else some day
+                re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
     return tuple(item for item in patterns if item)
 
@@ -201,9 +209,18 @@ def _prefix(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    if value and not NODE_NAME.match(_text(value)):
+    name = _text(value)
+    if name and not NODE_NAME.match(name):
         raise ValueError("write a name of letters, digits, dots, dashes and underscores")
-    return str(value)
+    return name
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    labels = _words(value)
+    for label in labels:
+        if not LABEL.match(label):
+            raise ValueError(f"{label!r} is no label: write letters, digits and . _ / = - such as rack=r1")
+    return tuple(sorted(set(labels)))
 
 
 def _nft_name(value: Any) -> str:
@@ -268,6 +285,15 @@ OPTIONS: tuple[Option, ...] = (
         "name of this node in the cluster, different on every host; the hostname if not given",
         _name,
         '""',
+    ),
+    Option(
+        "labels",
+        "node",
+        "LABEL,...",
+        "labels of this node, separated by commas, by which the network's configuration can choose nodes "
+        "(route reflectors, the routers of a rack)",
+        _labels,
+        "[]",
     ),
     Option(
         "iface",
@@ -521,7 +547,7 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
         ) from None
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, or that of a number of 5,000 digits
         raise ConfigError(f"not valid TOML: {error}", where=str(path), remedy="Write lines of key = value") from None
     for key, value in document.items():
         where = f"{path}:{_line(text, key)} {key}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -23,6 +23,7 @@ from netagent.model import Facts, Finding, Lease, Network, Node, NodeRecord, Obj
 RANK_BASE = 0
 RANK_SERVICE = 10
 RANK_PEER = 20
+RANK_RETIRING = 30  # what the service of the previous backend has published: a peer's own plan counts for more
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,16 @@ class Options(NamedTuple):
     findings: tuple[Finding, ...] = ()
 
 
+class Tcp(NamedTuple):
+    """A TCP port, among the UDP ports of `Backend.ports`."""
+
+    port: int
+
+
+# What a service's task is cancelled with when the backend is no longer wanted, and `Service.stop` follows.
+STOPPING = "stopping"
+
+
 class LeaseData(NamedTuple):
     """What this node publishes in its lease. `type` "" writes no BackendType (as flannel's udp does)."""
 
@@ -63,8 +74,8 @@ class Backend(Protocol):
         """Options of `Backend` in the network's configuration, keys in any case. ConfigError on a bad value."""
         ...
 
-    def ports(self, options: Any) -> tuple[int, ...]:
-        """UDP ports that peers must be able to reach."""
+    def ports(self, options: Any) -> tuple[int | Tcp, ...]:
+        """UDP ports (numbers) and TCP ports (Tcp) that peers must be able to reach, and nobody else may."""
         ...
 
     def direct(self, options: Any) -> bool:
@@ -117,7 +128,10 @@ class Service(Protocol):
     """Something that runs. The agent calls `run` as a task and restarts it with back-off if it raises."""
 
     async def run(self) -> None:
-        """Until cancelled. Cancellation means that the agent goes away: what carries traffic stays."""
+        """Until cancelled. Cancellation means that the agent goes away: what carries traffic stays.
+
+        Cancelled with the message STOPPING the backend is no longer wanted, and `stop` follows.
+        """
         ...
 
     def configure(self, context: Context) -> None:
@@ -144,5 +158,21 @@ class Service(Protocol):
         ...
 
     def status(self) -> Mapping[str, Any]:
-        """For `netagent status` and metrics: plain JSON values. "state" is one word, "peers" maps keys to dicts."""
+        """For `netagent status` and metrics: plain JSON values. "state" is one word, "peers" maps keys to dicts.
+
+        Where the plan of a peer has no route, "state" and "reason" in its dict tell how it is reached ("up",
+        "pending", "unreachable"). "summary" is a line for people, "gauges" and "drops" map names to numbers.
+        """
+        ...
+
+
+@runtime_checkable
+class Viewer(Protocol):
+    """A service that can be asked for more than its status, by `netagent` commands of its own."""
+
+    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        """JSON values, from memory; with the argument "text" lines for people instead.
+
+        UsageError where there is no such view or nothing fits the arguments.
+        """
         ...

@@ -290,7 +290,7 @@ def read_kept(path: Path) -> Kept | None:
         return None
     try:
         kept = msgspec.json.decode(data, type=Kept)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(str(error)) from None
     for subnet in (kept.v4, kept.v6):
         if subnet is not None and schema.canonical_subnet(subnet) != subnet:

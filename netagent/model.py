@@ -110,6 +110,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     addresses: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # what its operator calls it, for selectors in the network's configuration
     attributes: Mapping[str, str] = {}  # what a service shares (BGP role, cluster id ...)
 
 
@@ -126,6 +127,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     local_ip6: str | None = None
     v4: str | None = None
     v6: str | None = None
+    labels: tuple[str, ...] = ()
 
     def subnet(self, family: Family) -> str | None:
         return self.v4 if family == 4 else self.v6
@@ -151,6 +153,17 @@ class VxlanAttrs(msgspec.Struct, frozen=True, kw_only=True):
     gbp: bool = False
 
 
+class TunnelAttrs(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a device that puts packets into IPv4 (kinds "ipip" and "sit"): another value means delete and create.
+
+    `remote` None: one device for every peer, the gateway of a route is where its packets are sent. `local` is None
+    on the kernel's own fallback devices, tunl0 and sit0.
+    """
+
+    local: str | None = None
+    remote: str | None = None
+
+
 class LinkFact(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     index: int
@@ -164,6 +177,7 @@ class LinkFact(msgspec.Struct, frozen=True, kw_only=True):
     master: str = ""
     loopback: bool = False
     vxlan: VxlanAttrs | None = None
+    tunnel: TunnelAttrs | None = None
 
 
 class AddressFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +204,7 @@ class RouteFact(msgspec.Struct, frozen=True, kw_only=True):
 class Facts:
     """What this host is, as a value: links, addresses, foreign routes, abilities of the kernel.
 
-    `abilities` is a set of words: "nexthop", "vxlan", "tun", "ipv6" ...
+    `abilities` is a set of words: "nexthop", "ipv6", "tun", and the kinds of devices ("vxlan", "ipip" ...).
     """
 
     def __init__(
@@ -254,11 +268,12 @@ Key: TypeAlias = tuple[Any, ...]
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """A device of ours, set up. Alias is always `netagent`. `mac` None: whatever the kernel gave."""
 
-    kind: str  # "vxlan", "tun", "bridge"
+    kind: str  # "vxlan", "ipip", "sit", "tun", "bridge"
     name: str
     mtu: int
     mac: str | None = None
     vxlan: VxlanAttrs | None = None
+    tunnel: TunnelAttrs | None = None
     tun_vnet_hdr: bool = False  # tun only: create with IFF_VNET_HDR
 
     KIND: ClassVar[str] = "link"

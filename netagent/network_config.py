@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -40,6 +42,7 @@ FOREIGN_KEYS = {
     "IPv6Networks": "flannel v0.20's list of several networks is not supported, only IPv6Network is",
 }
 _SIZE_LIMIT = 1 << 20
+_DEEPEST = 32  # objects and lists in one another
 
 
 class Parsed(NamedTuple):
@@ -125,6 +128,7 @@ def _document(raw: bytes | str, where: str) -> _Pairs:
     remedy = 'write a JSON object such as {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}'
     try:
         document = json.loads(raw, object_pairs_hook=_Pairs, parse_constant=constant)
+        _check_values(document, _DEEPEST)
     except RecursionError:
         raise ConfigError("the JSON is nested too deeply", where=where, remedy=remedy) from None
     except UnicodeDecodeError as error:
@@ -134,6 +138,25 @@ def _document(raw: bytes | str, where: str) -> _Pairs:
     if not isinstance(document, _Pairs):
         raise ConfigError(f"expected a JSON object, found {_kind(document)}", where=where, remedy=remedy)
     return document
+
+
+def _check_values(value: Any, levels: int) -> None:
+    """ValueError for what Python reads and cannot write again: half a surrogate pair, a number without bound.
+
+    RecursionError for a value of more levels than `levels`.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{value!r} has half of a surrogate pair") from None
+    elif isinstance(value, float) and math.isinf(value):
+        raise ValueError("a number is too large")
+    elif isinstance(value, list):
+        if not levels:
+            raise RecursionError
+        for inner in itertools.chain.from_iterable(value) if isinstance(value, _Pairs) else value:
+            _check_values(inner, levels - 1)
 
 
 def _fields(pairs: _Pairs, where: str, path: str) -> _Fields:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from netagent.contract import RANK_BASE, RANK_PEER, Backend, Context
+from netagent.contract import RANK_BASE, RANK_PEER, RANK_RETIRING, RANK_SERVICE, Backend, Context
 from netagent.model import Facts, Family, Finding, Lease, Link, Network, Node, NodeRecord, Object
 from netagent.plan import compose, hostplan
 from netagent.plan.compose import Composer, Standing, Use
@@ -159,6 +159,7 @@ class Planning:
             facts,
             ip_masq=host.ip_masq,
             ports=composer.ports,
+            tcp_ports=composer.tcp_ports,
             links=[obj for base in bases for obj in base.plan.objects if isinstance(obj, Link)],
             direct=any(s.backend.direct(s.context.options) for s in composer.standing),
             firewall_integrate=host.firewall_integrate,
@@ -181,6 +182,9 @@ class Planning:
             else:
                 self.runners[name] = runner = Runner(backend, self._port(name))
                 runner.start(context, nodes)
+        current = {s.backend.name for s in (composer.active, composer.coming) if s is not None}
+        for name, runner in self.runners.items():
+            runner.port.set_rank(RANK_SERVICE if name in current else RANK_RETIRING)
         for name in self.runners.keys() - standing.keys():
             self._background(self.runners.pop(name).end(), f"end {name}")
 

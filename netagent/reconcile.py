@@ -264,7 +264,9 @@ class Reconciler:
             if failure is not None:
                 self._fail(key, failure)
                 continue
-            self._failing.pop(key, None)
+            earlier = self._failing.pop(key, None)
+            if earlier is not None and key[0] == "link" and earlier.errno == errno.EOPNOTSUPP:
+                self.facts_changed.set()  # it can now
             if op.verb == "put":
                 self._known[key] = op.object
                 appeared.update(DEPENDENTS.get(op.object.KIND, ()))
@@ -298,6 +300,8 @@ class Reconciler:
     def _fail(self, key: Key, failure: Failure) -> None:
         earlier = self._failing.get(key)
         attempts = earlier.attempts + 1 if earlier is not None else 1
+        if failure.op.object.KIND == "link" and failure.errno == errno.EOPNOTSUPP and earlier is None:
+            self.facts_changed.set()  # the kernel cannot make such a device: what is planned may depend on it
         self._failing[key] = Failing(
             failure.op.object,
             failure.op.verb,

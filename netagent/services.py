@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from netagent.contract import RANK_SERVICE, Backend, Context, Service
+from netagent.contract import RANK_SERVICE, STOPPING, Backend, Context, Service, Viewer
+from netagent.errors import UsageError
 from netagent.model import Finding, Lease, NodeRecord, Object
 from netagent.reconcile import Reconciler
 
@@ -42,13 +43,24 @@ class Port:
         self._prefix = f"service/{name}/"
         self._reconciler = reconciler
         self._share = share
+        self._rank = RANK_SERVICE
+        self._published: dict[str, tuple[Object, ...]] = {}
 
     def publish(self, name: str, objects: Iterable[Object]) -> None:
         wanted = tuple(objects)
         if wanted:
-            self._reconciler.put(self._prefix + name, wanted, RANK_SERVICE)
+            self._published[name] = wanted
+            self._reconciler.put(self._prefix + name, wanted, self._rank)
         else:
+            self._published.pop(name, None)
             self._reconciler.drop(self._prefix + name)
+
+    def set_rank(self, rank: int) -> None:
+        """Of all that is published, now and from now on."""
+        if rank != self._rank:
+            self._rank = rank
+            for name, objects in self._published.items():
+                self._reconciler.put(self._prefix + name, objects, rank)
 
     def report(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
@@ -58,8 +70,8 @@ class Port:
 
     def withdraw(self) -> None:
         """Everything that the service published."""
-        for owner in self._reconciler.owners(self._prefix):
-            self._reconciler.drop(owner)
+        for name in list(self._published):
+            self.publish(name, ())
 
 
 class Runner:
@@ -111,17 +123,26 @@ class Runner:
         status = self._service.status()
         return {**status, "state": "failed", "error": self._error} if self._error else status
 
-    async def leave(self) -> None:
+    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        """What the service answers. UsageError if it has no views or not that one."""
+        service: object = self._service
+        if isinstance(service, Viewer):
+            return service.view(name, arguments)
+        raise UsageError(
+            f"the {self.backend.name} backend has no views", remedy="`netagent status` shows all there is"
+        )
+
+    async def leave(self, message: str | None = None) -> None:
         """The agent goes away: stop running the service, leave what carries traffic."""
         if self._task is not None:
-            self._task.cancel()
+            self._task.cancel(message)
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
 
     async def end(self) -> None:
         """The backend is no longer wanted."""
-        await self.leave()
+        await self.leave(STOPPING)
         if self._service is not None:
             try:
                 async with asyncio.timeout(STOP_DEADLINE):

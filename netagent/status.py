@@ -242,6 +242,10 @@ class AgentView(Protocol):
         """Desired objects of these kinds (none given: of all), in the order of model.KINDS. As lazy as `peers`."""
         ...
 
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        """What the running part of a backend answers (contract.Viewer). UsageError where there is nothing to ask."""
+        ...
+
     async def plan(self) -> Sequence[Step]:
         """What a full pass would do now."""
         ...
@@ -343,4 +347,6 @@ def _link(link: Link) -> str:
         words += ["dev", v.dev] if v.dev else []
         words += ["learning"] if v.learning else []
         words += ["gbp"] if v.gbp else []
+    if link.tunnel is not None:
+        words += ["local", link.tunnel.local or "any", "remote", link.tunnel.remote or "any"]
     return " ".join(words)

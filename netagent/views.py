@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from netagent import __version__
+from netagent.errors import UsageError
 from netagent.health import judged
 from netagent.model import Finding, Lease, Object, Route
 from netagent.plan.compose import announced
@@ -78,11 +79,13 @@ def status(agent: Agent) -> Status:
 
 def peers(agent: Agent) -> Iterator[Peer]:
     """Each remote lease, with the path to it and what is known of its life."""
+    said = {name: runner.status().get("peers", {}) for name, runner in agent.planning.runners.items()}
     for key, state in agent.planning.states.items():
         lease = agent.cluster.leases.get(key)
         if lease is None:
             continue
-        word, reason = _peer_state(agent, lease, state.plan.objects, state.plan.findings)
+        routed = said.get(state.plan.backend, {}).get(key, {})
+        word, reason = _peer_state(agent, lease, state.plan.objects, state.plan.findings, routed)
         yield Peer(
             node=lease.label,
             key=key,
@@ -90,7 +93,7 @@ def peers(agent: Agent) -> Iterator[Peer]:
             v6=lease.v6 or "",
             endpoint=lease.public_ip or lease.public_ip6 or "",
             backend=announced(lease),
-            path=_path(state.plan.objects, state.plan.backend),
+            path=_path(_routes(agent, lease, state.plan.objects), state.plan.backend),
             state=word,
             reason=reason,
             since=state.observe(word),
@@ -129,6 +132,18 @@ def plan(agent: Agent) -> list[Step]:
             )
         )
     return steps
+
+
+def backend_view(agent: Agent, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    runner = agent.planning.runners.get(backend)
+    if runner is None:
+        composer = agent.planning.composer
+        present = composer.active.backend.name if composer is not None else "none yet"
+        raise UsageError(
+            f"the {backend} backend does not run here",
+            remedy=f"The network's backend is {present}; `netagent init --backend {backend}` would change it",
+        )
+    return runner.view(view, arguments)
 
 
 def findings(agent: Agent) -> Iterator[Finding]:
@@ -259,8 +274,13 @@ def _failing(failure: FailingObject) -> Failing:
 
 
 def _peer_state(
-    agent: Agent, lease: Lease, planned: tuple[Object, ...], reasons: tuple[Finding, ...]
+    agent: Agent,
+    lease: Lease,
+    planned: tuple[Object, ...],
+    reasons: tuple[Finding, ...],
+    said: Mapping[str, Any],
 ) -> tuple[str, str]:
+    """`said`: what the backend's service says of a peer whose routes it learns."""
     if not planned:
         ignored = bool(reasons) and reasons[0].code == "peer-other-backend"
         return "ignored" if ignored else "unreachable", reasons[0].message if reasons else "no path is known"
@@ -271,6 +291,12 @@ def _peer_state(
             return "unreachable", f"{describe(obj)}: {failure.message}"
     if not all(reconciler.in_place(obj) for obj in planned):
         return "pending", "its objects are being installed"
+    learnt = not any(isinstance(obj, Route) for obj in planned)
+    if learnt and (word := said.get("state", "pending")) != "up":
+        dead = lease.node and agent.follower.state.connected and lease.node not in agent.cluster.alive
+        return "down" if dead else word, said.get("reason") or "its routes are not known yet"
+    if learnt and not all(reconciler.in_place(route) for route in _routes(agent, lease, ())):
+        return "pending", "its routes are being installed"
     if not lease.node:
         return "unknown", "it gives no sign of life (not a netagent node)"
     if not agent.follower.state.connected:
@@ -278,6 +304,15 @@ def _peer_state(
     if lease.node in agent.cluster.alive:
         return "up", ""
     return "down", "its agent gives no sign of life"
+
+
+def _routes(agent: Agent, lease: Lease, planned: tuple[Object, ...]) -> list[Object]:
+    """The planned routes to a peer's subnets; where there are none, those that a service has published."""
+    routes = [obj for obj in planned if isinstance(obj, Route)]
+    if routes:
+        return [*routes]
+    keys = [("route", subnet, 0) for subnet in (lease.v4, lease.v6) if subnet is not None]
+    return [claims[0].object for key in keys if (claims := agent.reconciler.claims(key))]
 
 
 def _path(planned: Iterable[Object], backend: str) -> str:

@@ -16,9 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from netagent.lab.space import Unable
+from tests.support.package import lacks_hosts
+
+# An example may take any time: the machine is shared, and no test asserts a time.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
@@ -66,21 +72,22 @@ def _lacks_etcd() -> str:
 
 
 @functools.cache
-def _lacks_nspawn() -> str:
-    return "" if shutil.which("systemd-nspawn") else "systemd-nspawn is not installed"
-
-
-@functools.cache
 def _lacks_flanneld() -> str:
     path = os.environ.get("FLANNELD", "")
     return "" if path and os.access(path, os.X_OK) else "no flanneld given: make test-flannel FLANNELD=/path"
 
 
+@functools.cache
+def _lacks_qemu() -> str:
+    return "" if shutil.which("qemu-system-x86_64") else "no QEMU: make test-vms fetches it"
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "netns": _lacks_netns,
     "etcd": _lacks_etcd,
-    "nspawn": _lacks_nspawn,
+    "nspawn": lacks_hosts,
     "flannel": _lacks_flanneld,
+    "vms": _lacks_qemu,
 }
 
 

@@ -90,6 +90,8 @@ class Udp:
                     remedy=f"raise it to {IPV6_MIN_MTU + OUTER_HEADERS[6]} or more, or use IPv4 alone",
                 )
             )
+        if "tun" not in context.facts.abilities:
+            findings.append(peering.lacking(self.name, "tun", context.facts))
         objects: list[Object] = [Link(kind="tun", name=device, mtu=mtu, tun_vnet_hdr=True)]
         for family in context.network.families:
             subnet = context.node.subnet(family)

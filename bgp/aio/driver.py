@@ -98,6 +98,13 @@ class Driver:
         self._running = True
         self._schedule()
 
+    def open(self, listen: Iterable[Listen]) -> None:
+        """Listen on these, and nowhere else. Raises SetupError, and then nothing is open."""
+        self._listeners.close()
+        self.listen = tuple(listen)
+        self._listeners.open((each.address, each.port) for each in self.listen)
+        self._listeners.know(self.speaker.transports())
+
     def wake(self) -> None:
         """Something was asked of the speaker: carry it out, soon. Raises SetupError for keys that cannot be set.
 

@@ -33,7 +33,8 @@ class Listeners:
         self._least_ttl: dict[int, int] = {}
 
     def open(self, places: Iterable[tuple[bytes, int]]) -> None:
-        """Listen on each (address, port). Raises SetupError, and then none is open."""
+        """Listen on each (address, port). Raises SetupError, and then none is open. `know` must follow."""
+        self._keys, self._least_ttl = {}, {}
         try:
             for address, port in places:
                 self.sockets.append(listening(address, port))

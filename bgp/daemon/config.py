@@ -55,7 +55,7 @@ def parse(text: str, file: str, secret: Callable[[str], str], previous: Config |
     """`secret` reads a password file (raises OSError). Raises ConfigError."""
     try:
         top = Table(file, "", tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, or that of a number of 5,000 digits
         raise ConfigError(f"{file}: this is no TOML: {error}") from None
     speaker = top.table("speaker")
     policies = policies_from(top.table("policies"), previous.policies if previous else {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import socket
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,15 +44,23 @@ class Client:
     def plan(self) -> list[Step]:
         return self._get("/v1/plan", list[Step])
 
+    def backend(self, backend: str, view: str, **arguments: str) -> list[Any]:
+        """What the running part of a backend says of itself; the arguments that are not empty go along."""
+        query = urllib.parse.urlencode({name: value for name, value in arguments.items() if value})
+        return self._get(f"/v1/backend/{backend}/{view}?{query}", list[Any])
+
     def post(self, path: str) -> Any:
         """Ask for a change ("/v1/resync", "/v1/reload"); the decoded answer."""
-        return msgspec.json.decode(self.request("POST", path))
+        return self._decoded(self.request("POST", path), Any)
 
     def _get(self, path: str, kind: type[T]) -> T:
-        body = self.request("GET", path)
+        found: T = self._decoded(self.request("GET", path), kind)
+        return found
+
+    def _decoded(self, body: bytes, kind: Any) -> Any:
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NetagentError(
                 f"the agent's answer is not understood: {error}",
                 where=str(self.path),
@@ -120,5 +129,5 @@ def _refused(status: int, body: bytes) -> NetagentError:
     try:
         answer = msgspec.json.decode(body)
         return NetagentError(str(answer["error"]), remedy=str(answer["remedy"]))
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
         return NetagentError(f"the agent answered {status}", remedy="See its log: `journalctl -u netagent`")

@@ -140,7 +140,7 @@ def _service(status: Status) -> Iterator[Metric]:
     kind, service = status.backend.type, status.backend.service
     yield _labelled(
         "netagent_service_up",
-        "1 when the backend's running part (the udp engine) runs; no sample where there is none.",
+        "1 when the backend's running part (the udp engine, the BGP speaker) runs; no sample where there is none.",
         {"backend": kind},
         service.get("state") == "running" if service else None,
     )
@@ -155,6 +155,14 @@ def _service(status: Status) -> Iterator[Metric]:
     yield _counted(
         "netagent_service_drops", "Packets dropped by the backend's running part.", kind, "reason", service, "drops"
     )
+    family = GaugeMetricFamily(
+        "netagent_service_size",
+        "What the backend's running part has at present: sessions, routes.",
+        labels=["backend", "name"],
+    )
+    for name, value in sorted(service.get("gauges", {}).items()):
+        family.add_metric([kind, name], value)
+    yield family
 
 
 def _counted(name: str, text: str, backend: str, label: str, service: Mapping[str, Any], field: str) -> Metric:

@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from netagent.api.metrics import Exposition
-from netagent.errors import ConfigError, NetagentError
+from netagent.errors import ConfigError, NetagentError, UsageError
 from netagent.model import KINDS, Finding
 from netagent.status import AgentView
 
@@ -90,6 +90,7 @@ class Server:
                 web.get("/v1/objects", self._objects),
                 web.get("/v1/findings", self._findings),
                 web.get("/v1/plan", self._plan),
+                web.get("/v1/backend/{backend}/{view}", self._backend),
                 web.post("/v1/resync", self._resync),
                 web.post("/v1/reload", self._reload),
             ]
@@ -159,6 +160,13 @@ class Server:
 
     async def _findings(self, _request: web.Request) -> web.Response:
         return _json_list(self._view.status().findings)
+
+    async def _backend(self, request: web.Request) -> web.Response:
+        backend, view = request.match_info["backend"], request.match_info["view"]
+        try:
+            return _json_list(self._view.backend_view(backend, view, dict(request.query)))
+        except UsageError as error:
+            return _error(400, error.message, error.remedy)
 
     async def _plan(self, _request: web.Request) -> web.Response:
         async with self._planning:  # a plan dumps the kernel: one at a time
@@ -256,7 +264,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 _REMEDIES = {
-    404: "GET /v1/status, /v1/peers, /v1/routes, /v1/objects, /v1/findings, /v1/plan, /healthz, /readyz or /metrics",
+    404: "GET /v1/status, /v1/peers, /v1/routes, /v1/objects, /v1/findings, /v1/plan, /v1/backend/TYPE/VIEW, "
+    "/healthz, /readyz or /metrics",
     405: "Views are read with GET; /v1/resync and /v1/reload are asked for with POST",
 }
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "objects": Command("netagent.cli.objects", "list every kernel object that the agent holds"),
     "plan": Command("netagent.cli.plan", "show what the agent would change now"),
     "cleanup": Command("netagent.cli.cleanup", "remove from this host all that is netagent's"),
+    "bgp": Command("netagent.cli.bgp", "show sessions and routes of the bgp backend"),
     "lab": Command("netagent.cli.lab", "run a whole cluster in network namespaces"),
     "completion": Command("netagent.cli.completion", "print a completion script for a shell"),
     "version": Command("netagent.cli.version", "print versions of netagent, Python, kernel and libraries"),

@@ -50,7 +50,7 @@ def setting(name: str) -> str:
 
     try:
         document = tomllib.loads(Path(os.environ.get("NETAGENT_CONFIG") or SETTINGS).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     return str(document.get(name, ""))
 

@@ -37,13 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for flag, key, number, text in KEYS:
         metavar = "N" if number else "ADDRESS" if "min" in flag or "max" in flag else "PREFIX"
         parser.add_argument(flag, dest=key, metavar=metavar, type=int if number else str, help=text)
-    parser.add_argument("--backend", default="vxlan", metavar="TYPE", help="host-gw, vxlan or udp (vxlan)")
+    parser.add_argument("--backend", default="vxlan", metavar="TYPE", help="host-gw, vxlan, udp, ipip or bgp (vxlan)")
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the backend, such as VNI=7 or DirectRouting=true; may be repeated",
+        help="option of the backend, such as VNI=7 or DirectRouting=true; lists and objects as JSON; may be repeated",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
     parser.add_argument("--force", action="store_true", help="replace the configuration that is there")

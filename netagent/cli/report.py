@@ -117,6 +117,8 @@ def _backend(status: Status) -> Iterator[tuple[str, str]]:
     if backend.service:
         error = backend.service.get("error", "")
         text = f"service {backend.service.get('state', 'unknown')}{_paren(str(error))}"
+        if said := backend.service.get("summary"):
+            text += f", {said}"
         drops = {reason: count for reason, count in backend.service.get("drops", {}).items() if count}
         if drops:
             text += f", dropped {', '.join(f'{count} ({reason})' for reason, count in sorted(drops.items()))}"

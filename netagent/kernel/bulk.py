@@ -335,7 +335,7 @@ class Bulk:
 
     def _dump_routes(self, family: int, protocol: int) -> list[routes.RouteMessage]:
         """The main table; `protocol` 0: everybody's."""
-        found = self._netlink.dump(routes.dump(family, protocol), routes.NEWROUTE, routes.decode)
+        found = self._netlink.dump_table(routes.dump(family, protocol), routes.NEWROUTE, routes.decode)
         return [
             route
             for route in found

@@ -44,7 +44,7 @@ from netagent.model import (
 UPLINK = LinkFact(name="eth0", index=2, mac="02:00:00:00:00:02", up=True, carrier=True)
 UPLINK_ADDRESS = AddressFact(dev="eth0", ip="192.168.50.11", length=16)
 SYSCTLS = {"net/ipv4/ip_forward": "0", "net/ipv6/conf/all/forwarding": "0", "net/ipv4/conf/all/rp_filter": "2"}
-ABILITIES = frozenset({"nexthop", "vxlan", "tun", "ipv6"})
+ABILITIES = frozenset({"nexthop", "vxlan", "ipip", "sit", "tun", "ipv6"})
 
 
 class Fault(NamedTuple):
@@ -73,6 +73,8 @@ class FakeHost:
         self.foreign: dict[Key, str] = {}
         self.journal: dict[Key, str | bool | None] = {}  # old value of what carries no mark; None: was absent
         self.offloads: dict[tuple[str, str], bool] = {}
+        self.lacks: set[str] = set()  # kinds of devices that this kernel refuses to make
+        self._lost: set[str] = set()  # those of them that were tried
         self.faults: dict[Key, Fault] = {}
         self.dump_faults: dict[str, Fault] = {}
         self.log: list[Op] = []
@@ -98,6 +100,7 @@ class FakeHost:
                 alias="netagent",
                 own=True,
                 vxlan=link.vxlan,
+                tunnel=link.tunnel,
             )
             for position, link in enumerate(o for o in self.objects.values() if isinstance(o, Link))
         }
@@ -106,7 +109,7 @@ class FakeHost:
             for a in self.objects.values()
             if isinstance(a, Address)
         ]
-        return Facts(self.links | ours, (*self.addresses, *own), tuple(self.routes), self.abilities)
+        return Facts(self.links | ours, (*self.addresses, *own), tuple(self.routes), self.abilities - self._lost)
 
     def dump(self, kinds: Collection[str], wanted: Iterable[Object] = ()) -> list[Object]:
         self.dumps += 1
@@ -306,6 +309,16 @@ class FakeHost:
         self.objects[key] = obj
 
     def _put_link(self, link: Link) -> None:
+        if link.kind in self.lacks:
+            self._lost.add(link.kind)
+            raise _refused(errno.EOPNOTSUPP)
+        self._lost.discard(link.kind)
+        if link.tunnel is not None and any(
+            (other.kind, other.tunnel) == (link.kind, link.tunnel)
+            for other in self.facts().links.values()
+            if other.name != link.name
+        ):
+            raise _refused(errno.EEXIST)
         if link.vxlan is not None:
             if link.vxlan.dev is not None and link.vxlan.dev not in self.links:
                 raise _refused(errno.ENODEV)
@@ -314,8 +327,8 @@ class FakeHost:
                     raise _refused(errno.EEXIST)
         was = self.objects.get(link.key)
         if isinstance(was, Link):
-            before = (was.kind, was.vxlan, was.tun_vnet_hdr)
-            if before != (link.kind, link.vxlan, link.tun_vnet_hdr):
+            before = (was.kind, was.vxlan, was.tunnel, was.tun_vnet_hdr)
+            if before != (link.kind, link.vxlan, link.tunnel, link.tun_vnet_hdr):
                 self._cascade(was)
         self.down.discard(link.name)
 

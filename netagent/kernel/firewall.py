@@ -282,7 +282,7 @@ class Firewall:
 
     def _recall(self) -> tuple[str | None, str]:
         if self._state is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 kept = json.loads(self._state.read_text())
                 if kept["table"] == f"{self.family} {self.name}":
                     return str(kept["body"]), str(kept["fingerprint"])

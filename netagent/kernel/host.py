@@ -17,7 +17,7 @@ from typing import Protocol
 
 from netagent.config import Settings
 from netagent.errors import KernelError
-from netagent.kernel import foreign, tun
+from netagent.kernel import foreign, networkd, tun
 from netagent.kernel.addresses import Addresses
 from netagent.kernel.base import Change, Failure, Op
 from netagent.kernel.bulk import KINDS as BULK
@@ -131,6 +131,8 @@ class LinuxHost:
             self._ours.forget_device(link.name)
         if failure is not None and failure.errno == errno.EOPNOTSUPP:
             self._lost.add(link.kind)
+        elif failure is None and op.verb == "put":
+            self._lost.discard(link.kind)  # its module came since
         return failure
 
     # ------------------------------------------------------------------------------------------ read
@@ -165,8 +167,8 @@ class LinuxHost:
     def facts(self) -> Facts:
         """Links, addresses, default and on-link routes, and what this kernel can do.
 
-        "nexthop" is known by a dump, "tun" by /dev/net/tun, "ipv6" by /proc; "vxlan" is taken for granted until
-        the kernel has refused to make such a device, because only making one would tell. OSError when the kernel
+        "nexthop" is known by a dump, "tun" by /dev/net/tun, "ipv6" by /proc; other kinds of devices are taken for
+        granted until the kernel has refused to make one, because only making one would tell. OSError when the kernel
         does not answer.
         """
         try:
@@ -178,7 +180,7 @@ class LinuxHost:
             raise OSError(error.errno or errno.EIO, str(error)) from None
 
     def _abilities(self) -> frozenset[str]:
-        found = {"vxlan"}
+        found = {"vxlan", "ipip", "sit"}
         if self._has_nexthops:
             found.add("nexthop")
         if tun.available():
@@ -206,7 +208,7 @@ class LinuxHost:
 
         facts = []
         for family in (AF_INET, AF_INET6):
-            for found in self._netlink.dump(routes.dump(family), routes.NEWROUTE, decode):
+            for found in self._netlink.dump_table(routes.dump(family), routes.NEWROUTE, decode):
                 plain = found.table == routes.TABLE_MAIN and not found.flags & routes.FLAG_CLONED
                 if plain and found.type == routes.UNICAST and not found.dst.startswith("fe80:"):
                     fact = self._fact(found)
@@ -241,6 +243,14 @@ class LinuxHost:
     def own_devices(self) -> list[str]:
         """Names of the devices that are ours."""
         return list(self._links.own)
+
+    def links(self) -> dict[int, str]:
+        """Name of every link by its ifindex."""
+        return dict(self._links.names)
+
+    def route_devices(self) -> set[str]:
+        """Devices that routes of ours have named since this was made."""
+        return set(self._ours.route_devices)
 
     def places(self) -> list[tuple[str, Family]]:
         """Where other tools take an accept of ours now, with the family."""
@@ -285,6 +295,7 @@ def open_host(settings: Settings) -> LinuxHost:
 
     def inspect(prefixes: Sequence[str], ports: Sequence[int], host: LinuxHost) -> list[Finding]:
         found = foreign.inspect(firewall, prefixes, ports, host.own_devices(), host.route_to)
+        found += networkd.inspect(host.links(), host.own_devices(), host.route_devices())
         return [journal.finding, *found] if journal.finding is not None else found
 
     return LinuxHost(

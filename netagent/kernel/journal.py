@@ -116,7 +116,7 @@ class Journal:
                 for epoch, entries in content["entries"].items()
                 if epoch.partition("/")[0] == boot
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return self._put_aside(f"{type(error).__name__}: {error}")
 
     def _put_aside(self, reason: str) -> dict[str, dict[str, Entry]]:

@@ -6,6 +6,7 @@ asking would make them. Options that are not understood become matches that cann
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ SUFFIX = " (legacy)"
 _DEADLINE = 5.0  # seconds
 _TABLES = ("filter", "raw")
 _HOOKS = {"INPUT": "input", "FORWARD": "forward", "PREROUTING": "prerouting", "OUTPUT": "output"}
+_PORTS = re.compile(r"(?=[0-9:])(?P<first>[0-9]{0,5})(?::(?P<last>[0-9]{0,5}))?", re.ASCII)
 _PROGRAMS = {"ip": ("iptables-legacy", "iptables"), "ip6": ("ip6tables-legacy", "ip6tables")}
 
 # Extensions whose options are read here, or which match everything.
@@ -108,10 +110,7 @@ def _expressions(options: Sequence[str], family: str) -> Iterator[Mapping[str, A
                 protocol = next(words, "")
                 yield _match({"meta": {"key": "l4proto"}}, negated, protocol)
             case "--dport" | "--sport":
-                first, _, last = next(words, "").partition(":")
-                ports: Any = int(first) if first.isdigit() else first
-                if last.isdigit():
-                    ports = {"range": [int(first or 0), int(last)]}
+                ports = _ports(next(words, ""))
                 yield _match({"payload": {"protocol": protocol, "field": word[2:]}}, negated, ports)
             case "--ctstate" | "--state":
                 yield _match({"ct": {"key": "state"}}, negated, next(words, "").lower().split(","))
@@ -124,6 +123,15 @@ def _expressions(options: Sequence[str], family: str) -> Iterator[Mapping[str, A
             case "-j" | "-g":
                 yield _verdict(word, next(words, ""))
                 return  # what follows are the target's own options
+
+
+def _ports(text: str) -> Any:
+    """ "53", "8000:9000" or ":1023"; what is none of these is given back as it stands."""
+    found = _PORTS.fullmatch(text)
+    if found is None:
+        return text
+    first, last = found["first"] or "0", found["last"]
+    return int(first) if last is None else {"range": [int(first), int(last or 65535)]}
 
 
 def _match(left: Mapping[str, Any], operator: str, right: Any) -> Mapping[str, Any]:

@@ -20,11 +20,11 @@ from netagent.kernel.base import Failure, Op
 from netagent.kernel.netlink import RequestSocket
 from netagent.kernel.wire import links as wire
 from netagent.kernel.wire.message import Refusal
-from netagent.model import Link, LinkFact, VxlanAttrs
+from netagent.model import Link, LinkFact, TunnelAttrs, VxlanAttrs
 
 ALIAS = "netagent"
 PREFIX = "na-"
-KINDS = frozenset(("vxlan", "tun", "bridge"))
+KINDS = frozenset(("vxlan", "ipip", "sit", "tun", "bridge"))
 
 _ABSENT = (errno.ENODEV, errno.ENOENT)
 
@@ -73,6 +73,8 @@ class Links:
         self.names[found.ifindex] = found.name
         if self.is_own(found):
             self.own[found.name] = found.ifindex
+        else:
+            self.own.pop(found.name, None)  # no two devices have one name: ours has lost it
 
     def is_own(self, found: wire.LinkMessage) -> bool:
         return found.alias == self.alias and found.kind in KINDS and found.name.startswith(PREFIX)
@@ -94,6 +96,7 @@ class Links:
             master=self.names.get(found.master, ""),
             loopback=bool(found.flags & wire.IFF_LOOPBACK),
             vxlan=self._vxlan(found),
+            tunnel=found.tunnel,
         )
 
     def _vxlan(self, found: wire.LinkMessage) -> VxlanAttrs | None:
@@ -109,6 +112,10 @@ class Links:
             gbp=attrs.gbp,
         )
 
+    def _attributes(self, found: wire.LinkMessage) -> tuple[VxlanAttrs | None, TunnelAttrs | None]:
+        """What cannot be changed in place."""
+        return self._vxlan(found), found.tunnel
+
     def dump(self) -> list[Link]:
         """Devices of ours. One that is down has MTU 0, which nobody can want."""
         self.refresh()
@@ -119,6 +126,7 @@ class Links:
                 mtu=found.mtu if found.flags & wire.IFF_UP else 0,
                 mac=found.mac or None,
                 vxlan=self._vxlan(found),
+                tunnel=found.tunnel,
                 tun_vnet_hdr=found.vnet_hdr,
             )
             for found in map(self._links.__getitem__, self.own.values())
@@ -164,7 +172,7 @@ class Links:
         return None
 
     def _must_be_made_anew(self, present: wire.LinkMessage, link: Link) -> bool:
-        return present.kind != link.kind or present.tap or self._vxlan(present) != link.vxlan
+        return present.kind != link.kind or present.tap or self._attributes(present) != (link.vxlan, link.tunnel)
 
     def _create(self, link: Link, present: wire.LinkMessage | None) -> None:
         """Make the device, in place of `present` if there is one."""
@@ -181,7 +189,7 @@ class Links:
                 if link.vxlan.dev not in self.index:
                     raise KernelError(f"there is no device {link.vxlan.dev}", errno=errno.ENODEV)
                 parent = self.index[link.vxlan.dev]
-            made = wire.create(link.kind, link.name, link.mtu, link.mac, link.vxlan, parent)
+            made = wire.create(link.kind, link.name, link.mtu, link.mac, link.vxlan, parent, link.tunnel)
             self._send(*before, made, marks)
         self._settle(link.name)
         self._send(wire.change(link.name, up=True))
@@ -220,14 +228,18 @@ class Links:
         present = self._links.get(self.own.get(link.name, 0))
         if present is None:
             return Failure(op, errno.ENODEV, "the device went away while it was made")
-        if self._vxlan(present) != link.vxlan:
-            return Failure(op, errno.EINVAL, f"the kernel made {self._vxlan(present)} of {link.vxlan}")
+        for made, wanted in zip(self._attributes(present), (link.vxlan, link.tunnel), strict=True):
+            if made != wanted:
+                return Failure(op, errno.EINVAL, f"the kernel made {made} of {wanted}")
         if link.mac is not None and present.mac != link.mac.lower():
             return Failure(op, errno.EAGAIN, f"the device has MAC {present.mac} instead of {link.mac}")
         return None
 
     def _in_the_way(self, link: Link, code: int) -> str:
-        """The device that holds VNI and port of one that could not be made."""
+        """The device that holds VNI and port, or the address, of one that could not be made."""
+        if link.tunnel is not None and code == errno.EEXIST:
+            same = (f for f in self._links.values() if (f.kind, f.tunnel) == (link.kind, link.tunnel))
+            return next((_describe(found) for found in same if found.name != link.name), "")
         wanted = link.vxlan
         if wanted is None or code not in (errno.EEXIST, errno.EADDRINUSE):
             return ""

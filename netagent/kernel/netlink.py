@@ -103,6 +103,15 @@ class RequestSocket:
                 return found
         raise KernelError("a dump was interrupted by changes again and again", errno=errno.EINTR)
 
+    def dump_table(self, request: bytes, kind: int, decode: Decoder[T]) -> list[T]:
+        """Like `dump`, of a routing table: the kernel makes one with its first route, and until then has none."""
+        try:
+            return self.dump(request, kind, decode)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return []
+
     def _dump(self, request: bytes, kind: int, decode: Decoder[T], into: list[T]) -> bool:
         """False: something changed meanwhile (NLM_F_DUMP_INTR)."""
         seq = self._send(request)

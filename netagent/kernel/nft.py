@@ -319,7 +319,9 @@ def load_library(path: str = "") -> ctypes.CDLL | None:
 def _listing(text: str) -> list[dict[str, Any]]:
     try:
         found = json.loads(text)["nftables"] if text.strip() else []
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(found, list):
+            raise TypeError("it is not a list of objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KernelError(f"nft's listing cannot be read: {error}", errno=errno.EPROTO) from error
     return [entry for entry in found if isinstance(entry, dict)]
 

@@ -205,7 +205,8 @@ def table(found: Message) -> tuple[str, str, int]:
     """Family, name and flags (1: dormant) of a table in a dump."""
     values = dict(attrs(found.payload[4:]))
     name = _text(values.get(TABLE, memoryview(b"")))
-    return FAMILY_NAMES.get(found.payload[0], ""), name, int.from_bytes(values.get(TABLE_FLAGS, b""), "big")
+    family = FAMILY_NAMES.get(found.payload[0], "") if found.payload else ""
+    return family, name, int.from_bytes(values.get(TABLE_FLAGS, b""), "big")
 
 
 def chain(found: Message) -> Chain:
@@ -233,7 +234,7 @@ def keys(found: Message) -> Iterator[bytes]:
 
 
 def unpack(key: bytes) -> str:
-    """The address that a key of 4 or 16 bytes stands for."""
+    """The address that a key of 4 or 16 bytes stands for. ValueError for a key of another length."""
     return socket.inet_ntop(socket.AF_INET if len(key) == 4 else socket.AF_INET6, key)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from netagent.contract import RANK_BASE, Backend, Context, Plan
-from netagent.model import Finding, Lease, Object
+from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp
+from netagent.model import Finding, Lease, Link, Object
 
 
 class Use(NamedTuple):
@@ -78,7 +78,10 @@ class Composer:
         self.active = active
         self.previous = previous
         self.coming = coming
-        self.guarded = bool(self.ports)
+        # What only peers may send to: ports, and devices that take packets of anybody.
+        self.guarded = bool(self.ports or self.tcp_ports) or any(
+            isinstance(obj, Link) and obj.tunnel is not None for base in self.base() for obj in base.plan.objects
+        )
 
     @property
     def standing(self) -> tuple[Standing, ...]:
@@ -89,7 +92,13 @@ class Composer:
     def ports(self) -> tuple[int, ...]:
         """UDP ports that peers must reach, sorted."""
         ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
-        return tuple(sorted(ports))
+        return tuple(sorted(port for port in ports if isinstance(port, int)))
+
+    @property
+    def tcp_ports(self) -> tuple[int, ...]:
+        """TCP ports that peers must reach, sorted."""
+        ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
+        return tuple(sorted(port.port for port in ports if isinstance(port, Tcp)))
 
     def base(self) -> tuple[Base, ...]:
         """The base plans. Where two want one key the active backend wins, then the coming one, then the latest."""

@@ -65,6 +65,7 @@ def host_base(
     *,
     ip_masq: bool = True,
     ports: Sequence[int] = (),
+    tcp_ports: Sequence[int] = (),
     links: Iterable[Link] = (),
     direct: bool = False,
     bpf_sender: bool = False,
@@ -75,18 +76,20 @@ def host_base(
 ) -> Plan:
     """The host's own objects.
 
-    `ports`: UDP ports on which peers, and nobody else, may reach us. `links`: the devices that the backends plan;
-    a VXLAN device narrows the guard of its port to its own VNI, so that two agents can share a port. `direct`:
-    inner packets may arrive on the uplink as they are (host-gw, DirectRouting). `bpf_sender`: this node
-    encapsulates by BPF. `places`: where other tools take an accept of ours, with the family; used only with
-    `firewall_integrate`. `sysctls`: present values of the names in `observed`, those that do not exist left out.
+    `ports`, `tcp_ports`: UDP and TCP ports on which peers, and nobody else, may reach us. `links`: the devices that
+    the backends plan; a VXLAN device narrows the guard of its port to its own VNI, so that two agents can share a
+    port, an IP-in-IP device brings a guard of its own. `direct`: inner packets may arrive on the uplink as they are
+    (host-gw, DirectRouting). `bpf_sender`: this node encapsulates by BPF. `places`: where other tools take an accept
+    of ours, with the family; used only with `firewall_integrate`. `sysctls`: present values of the names in
+    `observed`, those that do not exist left out.
     """
     seen = sysctls or {}
+    body = table_body(network, node, ip_masq=ip_masq, ports=ports, tcp_ports=tcp_ports, links=links, facts=facts)
     objects: list[Object] = [
         *_forwarding(network, node, facts, seen),
         *_reverse_path(network, node, facts, direct, seen),
         *_checksums(node, facts, bpf_sender),
-        NftTable("inet", table, table_body(network, node, ip_masq=ip_masq, ports=ports, links=links)),
+        NftTable("inet", table, body),
     ]
     for family in network.families:
         prefix = _prefix(network, family)
@@ -105,15 +108,27 @@ def peer_elements(lease: Lease) -> tuple[NftElement, ...]:
 
 
 def table_body(
-    network: Network, node: Node, *, ip_masq: bool, ports: Sequence[int] = (), links: Iterable[Link] = ()
+    network: Network,
+    node: Node,
+    *,
+    ip_masq: bool,
+    ports: Sequence[int] = (),
+    tcp_ports: Sequence[int] = (),
+    links: Iterable[Link] = (),
+    facts: Facts | None = None,
 ) -> str:
     """What stands between the braces of our table, in nft syntax (nft 0.9 understands it)."""
+    links = list(links)
     lines = [
         "set peers4 { type ipv4_addr; }",
         "set peers6 { type ipv6_addr; }",
         "chain input {",
         "  type filter hook input priority 0; policy accept;",
         *(f"  {rule}" for rule in _guard_rules(ports, links)),
+        *(f"  {rule}" for port in sorted(set(tcp_ports)) for rule in _guarded("tcp", port, "")),
+        *dict.fromkeys(
+            f"  {rule}" for link in links if link.tunnel for rule in _tunnel_rules(link, facts or Facts())
+        ),
         "}",
         "chain forward {",
         "  type filter hook forward priority 0; policy accept;",
@@ -152,12 +167,36 @@ def _guard_rules(ports: Sequence[int], links: Iterable[Link]) -> list[str]:
     for port in sorted(set(ports)):
         matches = [f" @th,96,24 {vni:#x}" for vni in sorted(vnis.get(port, ()))] or [""]
         for match in matches:
-            rules += [
-                f"udp dport {port}{match} ip saddr @peers4 accept",
-                f"udp dport {port}{match} ip6 saddr @peers6 accept",
-                f"udp dport {port}{match} counter drop",
-            ]
+            rules += _guarded("udp", port, match)
     return rules
+
+
+def _guarded(protocol: str, port: int, match: str) -> tuple[str, ...]:
+    return (
+        f"{protocol} dport {port}{match} ip saddr @peers4 accept",
+        f"{protocol} dport {port}{match} ip6 saddr @peers6 accept",
+        f"{protocol} dport {port}{match} counter drop",
+    )
+
+
+def _tunnel_rules(link: Link, facts: Facts) -> list[str]:
+    """Only known peers reach a device without a remote end, which takes packets of anybody (IP protocols 4 and 41).
+
+    A tunnel of another owner from the same address has its remote end: the kernel prefers it for what comes from
+    there (ip_tunnel_lookup), and so do we.
+    """
+    assert link.tunnel is not None
+    mine = f"ip protocol {41 if link.kind == 'sit' else 4} ip daddr {link.tunnel.local}"
+    others = sorted(
+        fact.tunnel.remote
+        for fact in facts.links.values()
+        if fact.kind == link.kind and not fact.own and fact.tunnel is not None and fact.tunnel.remote is not None
+    )
+    return [
+        *(f"{mine} ip saddr {remote} accept" for remote in others),
+        f"{mine} ip saddr @{_PEERS[4]} accept",
+        f"{mine} counter drop",
+    ]
 
 
 def _masquerade_rules(network: Network, node: Node, family: Family) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from socket import AF_INET6, inet_pton
 from typing import NamedTuple
 
 from netagent.errors import ConfigError, StoreAuthError
@@ -103,7 +104,9 @@ def _parse(text: str) -> Endpoint:
     if "/" in rest or "@" in rest or "?" in rest:
         raise wrong("only host and port may follow the scheme")
     if rest.startswith("["):
-        host, _, port = rest[1:].partition("]")
+        host, bracket, port = rest[1:].partition("]")
+        if not bracket or not _is_ipv6(host) or (port and not port.startswith(":")):
+            raise wrong("what stands in brackets is no IPv6 address, or not followed by a port")
         port = port.removeprefix(":")
     elif rest.count(":") > 1:
         raise wrong("an IPv6 address must stand in brackets")
@@ -111,9 +114,20 @@ def _parse(text: str) -> Endpoint:
         host, _, port = rest.partition(":")
     if not host:
         raise wrong("the host is missing")
+    if not host.isprintable() or not set(" []").isdisjoint(host):
+        raise wrong(f"{host!r} is no name of a host")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise wrong(f"port {port!r} is not a number from 1 to 65535")
     return Endpoint(scheme, host, int(port or DEFAULT_PORT))
+
+
+def _is_ipv6(text: str) -> bool:
+    """An address, a link-local one with its interface."""
+    try:
+        inet_pton(AF_INET6, text.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def password_from(file: Path | None) -> Callable[[], str]:

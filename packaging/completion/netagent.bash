@@ -4,7 +4,7 @@ _netagent() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         [[ ${COMP_WORDS[i]} == -- ]] && return
         case $path/${COMP_WORDS[i]} in
-            /run|/init|/config|/config/check|/config/show|/lease|/lease/list|/lease/reserve|/lease/release|/status|/peers|/routes|/objects|/plan|/cleanup|/lab|/lab/up|/lab/demo|/lab/ping|/lab/status|/lab/exec|/lab/logs|/lab/list|/lab/down|/completion|/version) path=$path/${COMP_WORDS[i]} ;;
+            /run|/init|/config|/config/check|/config/show|/lease|/lease/list|/lease/reserve|/lease/release|/status|/peers|/routes|/objects|/plan|/cleanup|/bgp|/bgp/peers|/bgp/routes|/bgp/received|/bgp/advertised|/bgp/log|/lab|/lab/up|/lab/demo|/lab/ping|/lab/status|/lab/exec|/lab/logs|/lab/list|/lab/down|/completion|/version) path=$path/${COMP_WORDS[i]} ;;
         esac
     done
     case "$path:$prev" in
@@ -17,6 +17,7 @@ _netagent() {
         /run:--etcd-username) COMPREPLY=(); return ;;
         /run:--etcd-password-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /run:--node-name) COMPREPLY=(); return ;;
+        /run:--labels) COMPREPLY=(); return ;;
         /run:--iface) COMPREPLY=(); return ;;
         /run:--iface-regex) COMPREPLY=(); return ;;
         /run:--iface-can-reach) COMPREPLY=(); return ;;
@@ -114,6 +115,7 @@ _netagent() {
         /cleanup:--etcd-username) COMPREPLY=(); return ;;
         /cleanup:--etcd-password-file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /cleanup:--node-name) COMPREPLY=(); return ;;
+        /cleanup:--labels) COMPREPLY=(); return ;;
         /cleanup:--iface) COMPREPLY=(); return ;;
         /cleanup:--iface-regex) COMPREPLY=(); return ;;
         /cleanup:--iface-can-reach) COMPREPLY=(); return ;;
@@ -132,6 +134,16 @@ _netagent() {
         /cleanup:--metrics-listen) COMPREPLY=(); return ;;
         /cleanup:--log-level) COMPREPLY=(); return ;;
         /cleanup:--log-format) COMPREPLY=(); return ;;
+        /bgp/peers:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        /bgp/peers:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        /bgp/routes:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        /bgp/routes:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        /bgp/received:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        /bgp/received:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        /bgp/advertised:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        /bgp/advertised:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        /bgp/log:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
+        /bgp/log:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /lab/up:--name) COMPREPLY=(); return ;;
         /lab/up:--nodes) COMPREPLY=(); return ;;
         /lab/up:--backend) COMPREPLY=(); return ;;
@@ -147,8 +159,8 @@ _netagent() {
         /lab/down:--name) COMPREPLY=(); return ;;
     esac
     case $path in
-        "") COMPREPLY=($(compgen -W "run init config lease status peers routes objects plan cleanup lab completion version -h --help --version" -- "$cur")) ;;
-        "/run") COMPREPLY=($(compgen -W "-h --help --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file --node-name --iface --iface-regex --iface-can-reach --public-ip --public-ipv6 --subnet-file --ip-masq --firewall-integrate --firewall-table --route-protocol --lease-ttl --alive-ttl --state-dir --run-dir --socket-group --metrics-listen --log-level --log-format" -- "$cur")) ;;
+        "") COMPREPLY=($(compgen -W "run init config lease status peers routes objects plan cleanup bgp lab completion version -h --help --version" -- "$cur")) ;;
+        "/run") COMPREPLY=($(compgen -W "-h --help --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file --node-name --labels --iface --iface-regex --iface-can-reach --public-ip --public-ipv6 --subnet-file --ip-masq --firewall-integrate --firewall-table --route-protocol --lease-ttl --alive-ttl --state-dir --run-dir --socket-group --metrics-listen --log-level --log-format" -- "$cur")) ;;
         "/init") COMPREPLY=($(compgen -W "-h --help --network --network-v6 --subnet-len --subnet-min --subnet-max --subnet-len-v6 --subnet-min-v6 --subnet-max-v6 --backend --option --dry-run --force --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file" -- "$cur")) ;;
         "/config") COMPREPLY=($(compgen -W "check show -h --help" -- "$cur")) ;;
         "/config/check") COMPREPLY=($(compgen -W "-h --help --json" -- "$cur")) ;;
@@ -162,7 +174,13 @@ _netagent() {
         "/routes") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json" -- "$cur")) ;;
         "/objects") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json --kind --state" -- "$cur")) ;;
         "/plan") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json --exit-code" -- "$cur")) ;;
-        "/cleanup") COMPREPLY=($(compgen -W "-h --help --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file --node-name --iface --iface-regex --iface-can-reach --public-ip --public-ipv6 --subnet-file --ip-masq --firewall-integrate --firewall-table --route-protocol --lease-ttl --alive-ttl --state-dir --run-dir --socket-group --metrics-listen --log-level --log-format --dry-run --purge --yes" -- "$cur")) ;;
+        "/cleanup") COMPREPLY=($(compgen -W "-h --help --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file --node-name --labels --iface --iface-regex --iface-can-reach --public-ip --public-ipv6 --subnet-file --ip-masq --firewall-integrate --firewall-table --route-protocol --lease-ttl --alive-ttl --state-dir --run-dir --socket-group --metrics-listen --log-level --log-format --dry-run --purge --yes" -- "$cur")) ;;
+        "/bgp") COMPREPLY=($(compgen -W "peers routes received advertised log -h --help" -- "$cur")) ;;
+        "/bgp/peers") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json" -- "$cur")) ;;
+        "/bgp/routes") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json --more-specific" -- "$cur")) ;;
+        "/bgp/received") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json" -- "$cur")) ;;
+        "/bgp/advertised") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json" -- "$cur")) ;;
+        "/bgp/log") COMPREPLY=($(compgen -W "-h --help --run-dir --socket --json" -- "$cur")) ;;
         "/lab") COMPREPLY=($(compgen -W "up demo ping status exec logs list down -h --help" -- "$cur")) ;;
         "/lab/up") COMPREPLY=($(compgen -W "-h --help --name --nodes --backend --topology --ipv6 --no-ipv4" -- "$cur")) ;;
         "/lab/demo") COMPREPLY=($(compgen -W "-h --help --name" -- "$cur")) ;;

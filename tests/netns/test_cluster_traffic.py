@@ -12,7 +12,7 @@ from netagent.lab.lab import Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd]
 
-BACKENDS = ("host-gw", "vxlan", "udp")
+BACKENDS = ("host-gw", "vxlan", "udp", "bgp")
 HEADERS = {4: 28, 6: 48}  # IP and ICMP
 
 SERVER = """
@@ -102,13 +102,23 @@ async def bridge_port(lab: Lab, name: str) -> str:
     return next(link["ifname"] for link in links if link["ifname"] != "eth0")
 
 
-@pytest.mark.parametrize("backend", ["vxlan", {"Type": "vxlan", "DirectRouting": True}, "udp"], ids=str)
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "vxlan",
+        {"Type": "vxlan", "DirectRouting": True},
+        "udp",
+        {"Type": "bgp", "Encapsulation": "vxlan"},
+        {"Type": "bgp", "Encapsulation": "vxlan-cross-subnet"},
+    ],
+    ids=str,
+)
 async def test_across_a_router(backend: Any) -> None:
     async with Lab(nodes=4, backend=backend, kind="racks", ipv6=True) as lab:
         await lab.ready()
         matrix = await lab.ping(hosts=True)
         assert matrix.ok, matrix.failed
-        if isinstance(backend, dict):
+        if isinstance(backend, dict) and backend.get("Encapsulation") != "vxlan":
             near = next(h.name for h in lab.topology.hosts if h.rack == "rack1" and h.name != "h1")
             far = next(h.name for h in lab.topology.hosts if h.rack != "rack1")
             assert "dev eth0" in await lab["h1"].route_to(lab[near].container_ip())
@@ -130,3 +140,19 @@ async def test_traffic_to_unassigned_subnets_never_leaves() -> None:
         await lab.ready()
         result = await lab["h1"].exec("ping", "-c", "1", "-W", "1", "10.5.255.9", container=True, check=False)
         assert "Unreachable" in result.out
+
+
+async def test_a_change_of_backend_moves_both_families() -> None:
+    async with Lab(nodes=2, backend="host-gw", ipv6=True) as lab:
+        await lab.ready()
+        for backend, device in (("vxlan", "na-vx6-1"), ("host-gw", "eth0"), ("vxlan", "na-vx6-1")):
+            await lab.set_backend(backend)
+            await lab.ready(backend=backend)
+            target = lab["h2"].container_ip(6)
+
+            async def moved(device: str = device, target: str = target) -> str:
+                path = await lab["h1"].route_to(target)
+                return "" if path.endswith(f"dev {device}") else path
+
+            await lab.until(moved, f"IPv6 goes by {device}", 20)
+            assert (await lab.ping()).ok

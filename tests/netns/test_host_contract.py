@@ -27,9 +27,10 @@ from netagent.model import (
     NextHop,
     Object,
     Route,
+    TunnelAttrs,
     VxlanAttrs,
 )
-from tests.support.netns import Namespace, Namespaces, eventually, need_device
+from tests.support.netns import Namespace, Namespaces, eventually, lacks_device, need_device
 
 DEVICE = Link(
     kind="vxlan",
@@ -40,6 +41,7 @@ DEVICE = Link(
 )
 TUN = Link(kind="tun", name="na-tun", mtu=1472, tun_vnet_hdr=True)
 BRIDGE = Link(kind="bridge", name="na-br", mtu=1400, mac="02:00:00:00:07:02")
+IPIP = Link(kind="ipip", name="na-ipip", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11"))
 VTEP = Address("na-vx7", "10.5.59.0", 32)
 VTEP6 = Address("na-vx7", "fc00:0:0:59::", 128)
 NEXTHOP = NextHop("na-vx7", "10.5.82.0")
@@ -68,6 +70,8 @@ OBJECTS: dict[str, Object] = {
     "vxlan-bare": Link(
         kind="vxlan", name="na-vx9", mtu=1400, mac="02:00:00:00:09:01", vxlan=VxlanAttrs(vni=9, port=4789)
     ),
+    "ipip": IPIP,
+    "sit": Link(kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
     "address": Address("na-vx7", "10.5.59.1", 24),
     "address6": Address("na-vx7", "fc00:0:0:59::1", 64),
     "address-link": Address("na-vx7", "10.5.59.2", 32, "host"),
@@ -106,6 +110,8 @@ CHANGES: dict[str, tuple[Object, Object]] = {
         DEVICE,
         msgspec.structs.replace(DEVICE, vxlan=VxlanAttrs(vni=17, port=8472, local="192.168.50.11", dev="eth0")),
     ),
+    "ipip-mtu": (IPIP, msgspec.structs.replace(IPIP, mtu=1400)),
+    "ipip-local": (IPIP, msgspec.structs.replace(IPIP, tunnel=TunnelAttrs(local="192.168.50.12"))),
     "tun-mtu": (TUN, msgspec.structs.replace(TUN, mtu=1300)),
     "tun-header": (TUN, msgspec.structs.replace(TUN, tun_vnet_hdr=False)),
     "bridge-mtu": (BRIDGE, msgspec.structs.replace(BRIDGE, mtu=1300)),
@@ -134,6 +140,8 @@ CHANGES: dict[str, tuple[Object, Object]] = {
 # What somebody else may delete, change, or be in the way of.
 DRIFTS = (
     "tun",
+    "ipip",
+    "sit",
     "address",
     "address6",
     "nexthop",
@@ -252,8 +260,12 @@ def world(request: pytest.FixtureRequest, namespaces: Namespaces) -> Iterator[Wo
 
 
 def put(world: World, *objects: Object) -> None:
-    if isinstance(world, LinuxWorld) and TUN.name in [obj.name for obj in objects if isinstance(obj, Link)]:
+    kinds = {obj.kind for obj in objects if isinstance(obj, Link)} if isinstance(world, LinuxWorld) else set()
+    if "tun" in kinds:
         need_device("tun")
+    for kind in kinds & {"ipip", "sit"}:
+        if lacks_device(kind):
+            pytest.skip(f"this kernel makes no {kind} device: the VMs' tests run this there")
     assert world.host.apply([Op("put", obj) for obj in objects]) == []
 
 

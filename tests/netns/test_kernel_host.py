@@ -92,6 +92,18 @@ async def listening(bench: Bench) -> AsyncIterator[list[Change]]:
             await task
 
 
+def test_a_host_without_any_route_has_nothing_of_ours() -> None:
+    """The kernel makes its table with the first route, and refuses to list a table that it has not."""
+    bare = Namespace("bare")  # not even lo is up
+    with contextlib.closing(bare), bare.entered():
+        host = LinuxHost()
+        try:
+            assert host.dump(KINDS) == []
+            assert host.facts().routes == ()
+        finally:
+            host.close()
+
+
 # ------------------------------------------------------------------------------------------- ownership
 
 

@@ -20,7 +20,7 @@ class Kernel:
 
     def dump(self, request: bytes, kind: int, decode: Any) -> list[Any]:
         vxlan = VxlanAttrs(vni=1, port=8472)
-        own = links.LinkMessage(7, "na-vx1", "vxlan", 0x11043, 1450, "", "netagent", 0, 0, vxlan, False, False)
+        own = links.LinkMessage(7, "na-vx1", "vxlan", 0x11043, 1450, "", "netagent", 0, 0, vxlan, None, False, False)
         return [own, own._replace(ifindex=2, name="eth0", kind="", alias="", vxlan=None)]
 
 

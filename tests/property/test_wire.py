@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netagent.kernel.wire import addresses, links, message, neighbours, netconf, nexthops, routes
-from netagent.model import FdbEntry, Hop, Neighbour, NextHop, Route, VxlanAttrs
+from netagent.model import FdbEntry, Hop, Neighbour, NextHop, Route, TunnelAttrs, VxlanAttrs
 
 DECODERS: tuple[Callable[[bytes, int, int], object], ...] = (
     links.decode,
@@ -148,6 +148,21 @@ def test_vxlan_devices_come_back(name: str, mtu: int, mac: str, vxlan: VxlanAttr
     assert told.vxlan == vxlan
 
 
+some4 = v4.filter(lambda ip: ip != "0.0.0.0")
+
+
+@given(
+    st.integers(68, 65535),
+    st.sampled_from(("ipip", "sit")),
+    st.builds(TunnelAttrs, local=some4, remote=st.none() | some4),
+)
+def test_ip_in_ip_devices_come_back(mtu: int, kind: str, tunnel: TunnelAttrs) -> None:
+    data = links.create(kind, "na-ipip", mtu, None, tunnel=tunnel)
+    told = links.decode(data, only(data).start, len(data))
+    assert told is not None
+    assert (told.name, told.kind, told.mtu, told.tunnel, told.vxlan) == ("na-ipip", kind, mtu, tunnel, None)
+
+
 # ----------------------------------------------------------------------------------------------- hostile input
 
 
@@ -175,6 +190,8 @@ ORIGINALS = (
     neighbours.put_fdb(7, "02:00:00:00:00:01", "fd50::1"),
     addresses.put(7, "10.5.0.1", 24, "global"),
     links.create("vxlan", "na-vx1", 1450, "02:00:00:00:00:01", VxlanAttrs(vni=1, port=8472, local="fd50::1"), 2),
+    links.create("ipip", "na-ipip", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11")),
+    links.create("sit", "na-sit", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11")),
     message.message(
         message.ERROR, message.CAPPED | message.ACK_TLVS, struct.pack("=i16x", -22) + b"\x08\0\x01\0no\0\0"
     ),

@@ -56,17 +56,27 @@ def need_tool(name: str) -> str:
 
 
 def need_device(kind: str) -> None:
-    """Skip unless links of that kind can be made here ("vxlan", "bridge", "veth", "tun")."""
+    """Skip unless links of that kind can be made here ("vxlan", "ipip", "bridge", "veth", "tun")."""
     lack = _lack_of(kind)
     if lack:
         unable(lack)
+
+
+def lacks_device(kind: str) -> bool:
+    """Whether this kernel makes no such device. For tests of what then happens."""
+    return bool(_lack_of(kind))
 
 
 @functools.cache
 def _lack_of(kind: str) -> str:
     if kind == "tun":
         return "" if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun cannot be opened"
-    options = {"vxlan": "id 1 dstport 8472", "veth": "peer name probe1"}.get(kind, "")
+    options = {
+        "vxlan": "id 1 dstport 8472",
+        "veth": "peer name probe1",
+        "ipip": "local 192.0.2.1",
+        "sit": "local 192.0.2.1",
+    }.get(kind, "")
     with Namespaces() as net:
         result = net.make("probe").run(*shlex.split(f"ip link add probe0 type {kind} {options}"), check=False)
     return f"this kernel makes no {kind} device: {result.stderr.strip()}" if result.returncode else ""

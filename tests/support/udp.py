@@ -24,7 +24,7 @@ from netagent.contract import Context
 from netagent.model import Address, Facts, Finding, Lease, Link, Network, Node, Object, Route
 from tests.support.netns import Namespace, Namespaces
 
-DEADLINE = 10.0  # seconds for whatever a test awaits here
+DEADLINE = 30.0  # seconds for whatever a test awaits here
 
 # Captured between two flannel v0.20.2 hosts: `ping -s 24 -p a5` from 10.5.62.2 to 10.5.72.2, as it left
 # 192.168.50.11, from the outer IPv4 header on (its UDP checksum is not filled in yet: offloaded on a veth).
@@ -61,7 +61,7 @@ def host_context(
             v4=f"10.5.{number}.0/24" if v4 else None,
             v6=f"fc00:0:0:{number}::/64" if v6 else None,
         ),
-        facts=Facts(),
+        facts=Facts(abilities=frozenset({"tun"})),
     )
 
 
@@ -308,7 +308,7 @@ async def _serve() -> None:
             network=msgspec.convert(first["network"], Network),
             options=Udp().options(first["options"]).value,
             node=msgspec.convert(first["node"], Node),
-            facts=Facts(),
+            facts=Facts(abilities=frozenset({"tun"})),
         )
     )
     service.nodes({})

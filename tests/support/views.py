@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from netagent import api, health
+from netagent.errors import UsageError
 from netagent.model import Finding
 from netagent.status import (
     BackendStatus,
@@ -133,6 +134,11 @@ class View:
 
     def objects(self, kinds: Collection[str] = ()) -> Iterable[ObjectView]:
         return (view for view in self.views if not kinds or view.kind in kinds)
+
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        if (backend, view) != ("bgp", "peers"):
+            raise UsageError(f"the {backend} backend has no view {view!r}", remedy="There is peers")
+        return [f"the arguments are {sorted(arguments)}"] if "text" in arguments else [dict(arguments)]
 
     async def plan(self) -> Sequence[Step]:
         return self.steps

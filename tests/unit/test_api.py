@@ -360,6 +360,18 @@ async def test_client_does_not_choke_on_another_versions_answer(
         await asyncio.to_thread(client.routes)
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"\xff":1}', b"[" * 100_000], ids=["empty", "html", "bytes", "deep"]
+)
+def test_client_does_not_choke_on_what_is_no_answer(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "request", lambda *_: body)
+    client = Client(Path("/run/netagent/netagent.sock"))
+    for ask in (client.peers, lambda: client.post("/v1/resync")):
+        with pytest.raises(NetagentError, match="not understood") as caught:
+            ask()
+        assert caught.value.remedy
+
+
 def test_client_is_told_why(tmp_path: Path) -> None:
     with pytest.raises(AgentUnavailable) as caught:
         Client(tmp_path / "absent").status()

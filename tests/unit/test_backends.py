@@ -15,6 +15,7 @@ from netagent.model import AddressFact, Facts, Lease, LinkFact, Network, Node
 from netagent.registry import Registry
 
 REGISTRY = Registry()
+LEARN_ROUTES = frozenset({"bgp"})  # by their service
 
 
 def facts(*abilities: str) -> Facts:
@@ -22,11 +23,12 @@ def facts(*abilities: str) -> Facts:
         {"eth0": LinkFact(name="eth0", index=2, mtu=1500, up=True, carrier=True)},
         (AddressFact(dev="eth0", ip="192.168.50.11", length=24), AddressFact(dev="eth0", ip="fd50::11", length=64)),
         (),
-        frozenset(abilities or ("nexthop", "vxlan", "tun", "ipv6")),
+        frozenset(abilities or ("nexthop", "vxlan", "ipip", "sit", "tun", "ipv6")),
     )
 
 
 def context(backend: Backend, *, v4: bool = True, v6: bool = False, mtu: int = 1500, **raw: Any) -> Context:
+    four = v4 or backend.name == "ipip"  # which goes over IPv4, whatever it carries
     return Context(
         network=Network(v4="10.5.0.0/16" if v4 else None, v6="fc00::/48" if v6 else None),
         options=backend.options(raw).value,
@@ -35,8 +37,8 @@ def context(backend: Backend, *, v4: bool = True, v6: bool = False, mtu: int = 1
             id="0" * 32,
             uplink="eth0",
             mtu=mtu,
-            public_ip="192.168.50.11" if v4 else None,
-            local_ip="192.168.50.11" if v4 else None,
+            public_ip="192.168.50.11" if four else None,
+            local_ip="192.168.50.11" if four else None,
             public_ip6="fd50::11" if v6 else None,
             local_ip6="fd50::11" if v6 else None,
             v4="10.5.59.0/24" if v4 else None,
@@ -54,7 +56,7 @@ def lease(backend: Backend, *, v4: bool = True, v6: bool = False) -> Lease:
         key="10.5.72.0-24",
         v4="10.5.72.0/24" if v4 else None,
         v6="fc00:0:0:2::/64" if v6 else None,
-        public_ip="192.168.50.12" if v4 else None,
+        public_ip="192.168.50.12" if v4 or backend.name == "ipip" else None,
         public_ip6="fd50::12" if v6 else None,
         backend="" if backend.name == "udp" else backend.name,
         data=data if v4 else b"",
@@ -86,9 +88,12 @@ def test_plans_are_values(backend: Backend, v4: bool, v6: bool) -> None:
 @FAMILIES
 def test_a_peer_gets_a_route_for_each_of_its_subnets(backend: Backend, v4: bool, v6: bool) -> None:
     plan = backend.peer(context(backend, v4=v4, v6=v6), lease(backend, v4=v4, v6=v6))
+    assert plan.objects  # what says that the peer is reached by this backend
+    assert not plan.findings
+    if backend.name in LEARN_ROUTES:
+        return
     routes = {o.dst for o in plan.objects if o.KIND == "route"}
     assert routes == {*(["10.5.72.0/24"] if v4 else []), *(["fc00:0:0:2::/64"] if v6 else [])}
-    assert not plan.findings
 
 
 def test_keys_are_unique_and_devices_are_ours(backend: Backend) -> None:

@@ -174,6 +174,8 @@ PEER = SPEAKER + '[[peers]]\naddress = "192.0.2.2"\n'
     ("text", "words"),
     [
         ("[speaker", "speaker.toml: this is no TOML"),
+        ("x = " + "9" * 5000, "speaker.toml: this is no TOML"),
+        ("x = " + "[" * 5000, "speaker.toml: this is no TOML"),
         ("", "speaker.toml: speaker.router-id: is missing; add it|speaker.toml: speaker.asn: is missing; add it"),
         (SPEAKER + "as = 1", r"speaker.toml: speaker.as: there is no such key; did you mean asn\?"),
         (SPEAKER + "bird = 1", "speaker.toml: speaker.bird: there is no such key; known here: addresses, asn"),

@@ -16,7 +16,7 @@ from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import EVERYTHING, Change, Match, Policy, PrefixRange, Rule
 from bgp.session import Session
-from bgp.speaker import PrefixLimit, Speaker
+from bgp.speaker import Complete, PrefixLimit, Speaker
 from tests.support.bgp import Network, OneSession
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -497,6 +497,28 @@ def test_a_restart_loses_no_route_on_either_side() -> None:
     capabilities = speaker.peers["2"].session.settings.capabilities
     assert capabilities.graceful_restart is not None
     assert not capabilities.graceful_restart.restarting
+
+
+def test_it_is_told_when_a_peer_has_said_all_in_every_family() -> None:
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.mesh((1, 2))
+    assert cluster.network.run(10, lambda: bool(cluster.events(1, Complete)))
+    peer = cluster.speakers[1].peers["2"]
+    assert peer.complete
+    assert cluster.known(1) == {1, 2}
+    cluster.speakers[2].ask_again("1", V4)
+    cluster.network.run(5)
+    assert len(cluster.events(1, Complete)) == 1
+    cluster.crash(2)
+    cluster.network.run(1)
+    assert not peer.complete
+    assert not cluster.speakers[1].deferring
+    restarted(cluster, 2, 1)
+    assert cluster.speakers[2].deferring
+    assert cluster.network.run(30, lambda: len(cluster.events(1, Complete)) == 2)
+    assert not cluster.speakers[2].deferring
 
 
 def test_routes_that_are_not_announced_anew_go_with_end_of_rib() -> None:

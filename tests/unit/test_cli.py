@@ -464,3 +464,15 @@ def test_a_narrow_terminal_loses_nothing(agent: Path) -> None:
 def test_a_table_in_a_pipe_is_plain_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("A", "STATE"), [("x" * 500, "down")], states=1)
     assert capsys.readouterr().out.splitlines()[1] == "x" * 500 + "  down"
+
+
+@pytest.mark.parametrize("text", ["x = ", "x = " + "9" * 5000, "x = " + "[" * 5000], ids=["cut", "digits", "deep"])
+def test_a_settings_file_that_cannot_be_read_says_nothing(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from netagent.cli.agent import setting
+
+    (tmp_path / "netagent.toml").write_text(text)
+    monkeypatch.setenv("NETAGENT_CONFIG", str(tmp_path / "netagent.toml"))
+    monkeypatch.delenv("NETAGENT_RUN_DIR", raising=False)
+    assert setting("run_dir") == ""

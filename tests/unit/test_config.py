@@ -129,6 +129,12 @@ def test_errors_name_the_variable() -> None:
         ("iface = 7\n", ":1 iface", '["one", "two"]'),
         ("etcd-prefix = '/x'\n", ":1 etcd-prefix: unknown key", "Did you mean etcd_prefix?"),
         ("\n[etcd]\nprefix = 'x'\n", ":2 etcd: unknown key", "Known keys are"),
+        ("node_name = []\n", ":1 node_name", "Write text"),
+        ('state_dir = "/var\\u0000"\n', ":1 state_dir", "zero bytes"),
+        ('etcd_cafile = "\\u0000"\n', ":1 etcd_cafile", "zero bytes"),
+        ('iface_regex = ["a{99999999999999999999}"]\n', ":1 iface_regex", "no regular expression"),
+        (f'iface_regex = ["{"(" * 2000}{")" * 2000}"]\n', ":1 iface_regex", "no regular expression"),
+        ("x = " + "9" * 5000, "not valid TOML", "4300 digits"),
         ("x = \n", "not valid TOML", "line 1"),
         ("lease_ttl = 60\nlease_ttl = 70\n", "not valid TOML", "line 2"),
     ],
@@ -188,3 +194,9 @@ def test_the_packaged_file_is_the_table_and_agrees_with_the_defaults(file: Path)
     assert set(tomllib.loads(uncommented)) == {option.name for option in OPTIONS}
     file.write_text(uncommented)
     assert load(f"--config={file}") == load()
+
+
+def test_labels_are_words_in_order_and_each_once() -> None:
+    assert load("--labels=rack=r1,role=rr,rack=r1").labels == ("rack=r1", "role=rr")
+    with pytest.raises(ConfigError, match="no label"):
+        load("--labels=a b")

@@ -10,7 +10,20 @@ import pytest
 
 from netagent.kernel.base import Change, Host, Op
 from netagent.kernel.fake import UPLINK, FakeHost
-from netagent.model import KINDS, Address, Hop, Link, NextHop, NftElement, Object, Route, Sysctl, VxlanAttrs
+from netagent.model import (
+    KINDS,
+    Address,
+    Hop,
+    Link,
+    LinkFact,
+    NextHop,
+    NftElement,
+    Object,
+    Route,
+    Sysctl,
+    TunnelAttrs,
+    VxlanAttrs,
+)
 
 DEVICE = Link(kind="vxlan", name="na-vx1", mtu=1450, vxlan=VxlanAttrs(vni=1, port=8472, dev="eth0"))
 VTEP = Address("na-vx1", "10.5.59.0", 32)
@@ -97,6 +110,25 @@ def test_another_vni_makes_the_device_anew(host: FakeHost) -> None:
     assert NEXTHOP.key in host.objects
     assert put(host, [Link(kind="vxlan", name="na-vx1", mtu=1450, vxlan=VxlanAttrs(vni=2, port=8472))]) == []
     assert NEXTHOP.key not in host.objects
+
+
+def test_a_kind_that_the_kernel_lacks_is_no_ability_until_it_comes(host: FakeHost) -> None:
+    ipip = Link(kind="ipip", name="na-ipip", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11"))
+    host.lacks.add("ipip")
+    assert "ipip" in host.facts().abilities  # only making one tells
+    assert put(host, [ipip]) == [errno.EOPNOTSUPP]
+    assert "ipip" not in host.facts().abilities
+    host.lacks.clear()
+    assert put(host, [ipip]) == []
+    assert "ipip" in host.facts().abilities
+
+
+def test_two_ip_in_ip_devices_with_one_address_are_refused(host: FakeHost) -> None:
+    tunnel = TunnelAttrs(local="192.168.50.11")
+    host.set_link(LinkFact(name="flannel.ipip", index=9, kind="ipip", tunnel=tunnel))
+    assert put(host, [Link(kind="ipip", name="na-ipip", mtu=1480, tunnel=tunnel)]) == [errno.EEXIST]
+    other = TunnelAttrs(local="192.168.50.12")
+    assert put(host, [Link(kind="ipip", name="na-ipip", mtu=1480, tunnel=other)]) == []
 
 
 def test_own_changes_cause_no_hint_and_deleting_what_is_absent_is_no_failure(host: FakeHost) -> None:

@@ -25,6 +25,7 @@ from netagent.model import (
     Route,
     RouteFact,
     Sysctl,
+    TunnelAttrs,
     VxlanAttrs,
 )
 from netagent.plan import hostplan
@@ -184,6 +185,27 @@ def test_the_guard_of_a_shared_port_minds_the_vni() -> None:
     assert "udp dport 8472 @th,96,24 0x11170 counter drop" in rules
     assert "udp dport 8472 counter drop" not in rules
     assert "udp dport 8285 counter drop" in rules
+
+
+def test_the_guard_of_ip_in_ip_is_for_its_own_address_and_spares_other_tunnels() -> None:
+    links = [
+        Link(kind="ipip", name="na-ipip", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
+        Link(kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
+    ]
+    other = TunnelAttrs(local="192.168.50.11", remote="203.0.113.9")
+    here = facts(
+        LinkFact(name="branch", index=7, kind="ipip", tunnel=other),
+        LinkFact(name="tunl0", index=8, kind="ipip", tunnel=TunnelAttrs()),
+    )
+    rules = [line.strip() for line in body(base(V4, facts=here, links=links)).splitlines() if "ip protocol" in line]
+    assert rules == [
+        "ip protocol 4 ip daddr 192.168.50.11 ip saddr 203.0.113.9 accept",
+        "ip protocol 4 ip daddr 192.168.50.11 ip saddr @peers4 accept",
+        "ip protocol 4 ip daddr 192.168.50.11 counter drop",
+        "ip protocol 41 ip daddr 192.168.50.11 ip saddr @peers4 accept",
+        "ip protocol 41 ip daddr 192.168.50.11 counter drop",
+    ]
+    assert "ip protocol" not in body(base(V4, facts=here))
 
 
 def test_masquerade_rules_are_flannels_in_order() -> None:

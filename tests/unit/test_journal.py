@@ -85,6 +85,7 @@ def test_namespaces_of_one_boot_keep_apart(path: Path) -> None:
         '{"version": 1, "entries": {"boot1/4026531840": {"k": {"old": 1, "new": "2"}}}}',
         '{"version": 1, "entries": {"boot1/4026531840": []}}',
         "\xff",
+        "[" * 100_000,
     ],
 )
 def test_an_unreadable_file_is_put_aside_and_told(path: Path, content: str) -> None:

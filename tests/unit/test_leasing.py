@@ -150,7 +150,11 @@ async def test_after_a_reboot_the_subnet_is_only_a_wish_until_etcd_is_away(
     assert rebooted.leasing.state.v4 == first.leasing.state.v4
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"boot":"b","v4":"x"}', b'{"boot":"b","v6":"fc00::1/64"}'])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"\xff", b'{"boot":"b","v4":"x"}', b'{"boot":"b","v6":"fc00::1/64"}', b'{"x":' + b"[" * 100_000],
+    ids=["empty", "cut", "bytes", "v4", "v6", "deep"],
+)
 async def test_a_damaged_state_file_is_a_finding(memory: MemoryCluster, tmp_path: Path, data: bytes) -> None:
     (tmp_path / STATE_FILE).write_bytes(data)
     agent = Agent(MemoryStore(memory), tmp_path)

@@ -59,6 +59,24 @@ async def test_repair_writes_only_what_differs() -> None:
 # ------------------------------------------------------------------------------------------- refusals
 
 
+async def test_a_device_that_the_kernel_lacks_is_tried_again_and_both_changes_are_told() -> None:
+    """What is planned depends on what the kernel can make, and only trying tells."""
+    async with rig() as r:
+        r.host.lacks.add("vxlan")
+        r.reconciler.put("x", [DEVICE])
+        await r.quiet()
+        assert r.reconciler.facts_changed.is_set()
+        assert "vxlan" not in r.host.facts().abilities
+        r.reconciler.facts_changed.clear()
+        await r.pass_time(RETRY_MAX)
+        assert not r.reconciler.facts_changed.is_set()  # no news
+        r.host.lacks.clear()
+        await r.pass_time(RETRY_MAX)
+        assert r.has(DEVICE)
+        assert r.reconciler.facts_changed.is_set()
+        assert "vxlan" in r.host.facts().abilities
+
+
 async def test_a_failing_object_holds_up_nobody() -> None:
     async with rig() as r:
         r.host.fail(direct(1).key, errno.EPERM)

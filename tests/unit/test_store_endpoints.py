@@ -55,6 +55,11 @@ def test_lists_and_commas_without_repetition() -> None:
         (["http://a:1/v3"], "only host and port"),
         (["http://u:p@a:1"], "only host and port"),
         (["http://fd00::1:2379"], "brackets"),
+        (["http://[fd00::1"], "brackets"),
+        (["http://[fd00::1]2379"], "brackets"),
+        (["http://[etcd-1]:2379"], "brackets"),
+        (["http://a b:2379"], "no name of a host"),
+        (["http://a]:2379"], "no name of a host"),
         (["http://a:1", "https://b:1"], "mixed"),
     ],
 )

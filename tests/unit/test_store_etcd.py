@@ -29,7 +29,7 @@ from tests.support.proxy import proxy
 
 pytestmark = pytest.mark.etcd
 
-DEADLINE = 15.0
+DEADLINE = 30.0
 
 
 @contextlib.asynccontextmanager

@@ -95,6 +95,7 @@ def unit() -> configparser.ConfigParser:
 def test_traffic_outlives_the_agent(unit: configparser.ConfigParser) -> None:
     service = unit["Service"]
     assert service["KillMode"] == "process"  # the udp engine stays
+    assert service["OOMPolicy"] == "continue"  # neither does another's lack of memory end it
     assert service["RuntimeDirectoryPreserve"] == "yes"  # and its control socket
 
 
@@ -134,11 +135,20 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     assert ours == []
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_exposure_is_at_most_3() -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=30", "--no-pager", str(UNIT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr
+
+
 def test_hardening_leaves_what_the_agent_writes(unit: configparser.ConfigParser) -> None:
     service = unit["Service"]
     # ip_forward, rp_filter and accept_ra are written under /proc/sys: ProtectKernelTunables would forbid it.
     assert service.get("ProtectKernelTunables", "no") == "no"
     assert "/dev/net/tun" in service["DeviceAllow"]
     assert service["ProtectSystem"] == "strict"
+    # These give the service a /proc of its own, where a host that is a container has another boot id.
+    assert not {"ProtectControlGroups", "ProtectProc", "ProcSubset", "MountAPIVFS"} & set(service)
     families = set(service["RestrictAddressFamilies"].split())
     assert {"AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"} <= families

@@ -68,6 +68,19 @@ def test_a_peer_is_nexthop_route_neighbour_and_fdb() -> None:
     }
 
 
+def test_an_ipv6_gateway_is_link_local_and_the_peers_mac_alone() -> None:
+    """One inside the peer's subnet would be refused while a route of another backend leads there."""
+    ctx, peer = context(VXLAN, v6=True), lease(VXLAN, v6=True)
+    gateway = "fe80::acda:bcff:fe2e:be25"
+    found = [o for o in VXLAN.peer(ctx, peer).objects if "na-vx6-1" in o.key or o.key[1] == "fc00:0:0:2::/64"]
+    assert found == [
+        NextHop("na-vx6-1", gateway),
+        Route("fc00:0:0:2::/64", nexthop=("na-vx6-1", gateway)),
+        Neighbour("na-vx6-1", gateway, "ae:da:bc:2e:be:25"),
+        FdbEntry("na-vx6-1", "ae:da:bc:2e:be:25", "fd50::12"),
+    ]
+
+
 def test_without_nexthop_objects_the_route_is_plain_and_onlink() -> None:
     ctx = msgspec.structs.replace(context(VXLAN), facts=facts("vxlan"))
     routes = [o for o in VXLAN.peer(ctx, PEER).objects if o.KIND == "route"]
@@ -110,6 +123,8 @@ def test_our_own_mac_is_a_finding() -> None:
         b'{"VNI":1,"VtepMAC":"ae:da:bc:2e:be:25\\n"}',
         b'{"VNI":1e400,"VtepMAC":"ae:da:bc:2e:be:25"}',
         b"\xff\xfe",
+        b'{"VNI":1,"VtepMAC":"ae:da:bc:\xaae:be:25"}',
+        b'{"VNI":1,"x":' + b"[" * 100_000,
     ],
 )
 def test_a_bad_record_is_a_finding_and_no_path(data: bytes) -> None:

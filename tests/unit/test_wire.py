@@ -8,7 +8,7 @@ import pytest
 
 from netagent.kernel.netlink import CHUNK
 from netagent.kernel.wire import links, message, neighbours, nexthops, routes
-from netagent.model import Hop, Route, VxlanAttrs
+from netagent.model import Hop, Route, TunnelAttrs, VxlanAttrs
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the dumps below were taken on a little-endian host"
@@ -66,6 +66,22 @@ def test_a_forwarding_entry() -> None:
 def test_the_vxlan_port_is_in_network_order() -> None:
     data = links.create("vxlan", "na-vx1", 1450, None, VxlanAttrs(vni=1, port=8472))
     assert struct.pack("=HH", 6, 15) + b"\x21\x18" in data
+
+
+def test_an_ip_in_ip_device() -> None:
+    """ip link add na-ipip mtu 1480 type ipip local 192.168.50.11 ttl 64 pmtudisc"""
+    assert hexed(links.create("ipip", "na-ipip", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11"))) == (
+        "68000000 10000106 00000000 00000000 00000000 00000000 00000000 00000000 0c000300 6e612d69 70697000 08000400 "
+        "c8050000 34001280 09000100 69706970 00000000 24000280 08000200 c0a8320b 05000400 40000000 05000900 04000000 "
+        "05000a00 01000000"
+    )
+
+
+def test_a_device_that_puts_ipv6_into_ipv4() -> None:
+    """ip link add na-sit mtu 1480 type sit mode ip6ip local 192.168.50.11 ttl 64 pmtudisc"""
+    data = links.create("sit", "na-sit", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11"))
+    assert struct.pack("=HH", 5, 9) + b"\x29\0\0\0" in data
+    assert struct.pack("=HH", 8, 2) + b"\xc0\xa8\x32\x0b" in data
 
 
 # --------------------------------------------------------------------------------------------------- answers

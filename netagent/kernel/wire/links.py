@@ -1,8 +1,10 @@
-"""Devices (linux/if_link.h: struct ifinfomsg, IFLA_*, IFLA_VXLAN_*, IFLA_TUN_*).
+"""Devices (linux/if_link.h: struct ifinfomsg, IFLA_*, IFLA_VXLAN_*, IFLA_TUN_*; linux/if_tunnel.h: IFLA_IPTUN_*).
 
 Rules: a device is made with its MAC and MTU in the first message, for the kernel would choose others; what it takes
 only of an existing device (alias, IPv6 address generation) goes into a second one, for the same send. A VXLAN device
-gets flannel's settings: TTL inherited, no learning unless asked for, outer UDP checksum on.
+gets flannel's settings: TTL inherited, no learning unless asked for, outer UDP checksum on. A device that
+puts packets into IPv4 sends with a TTL that reaches the other end whatever the packet's own is (RFC 2003, 3.1; RFC
+4213, 3.3), and forbids fragments.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from netagent.kernel.wire.message import (
     text,
 )
 from netagent.kernel.wire.neighbours import mac_bytes
-from netagent.model import VxlanAttrs
+from netagent.model import TunnelAttrs, VxlanAttrs
 
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 
@@ -45,6 +47,9 @@ _VXLAN_ID, _VXLAN_LINK, _VXLAN_LOCAL, _VXLAN_TTL, _VXLAN_LEARNING = 1, 3, 4, 5, 
 _VXLAN_PORT, _VXLAN_LOCAL6, _VXLAN_UDP_CSUM = 15, 17, 18
 _VXLAN_ZERO_CSUM6_TX, _VXLAN_ZERO_CSUM6_RX, _VXLAN_GBP = 19, 20, 23
 _TUN_TYPE, _TUN_VNET_HDR = 3, 5
+_IPTUN_LOCAL, _IPTUN_REMOTE, _IPTUN_TTL, _IPTUN_PROTO, _IPTUN_PMTUDISC = 2, 3, 4, 9, 10
+_IPTUN_HOPS = 64  # IP_DEFAULT_TTL; the device's own default, 0, takes the inner packet's
+_TUNNELS = {"ipip": 4, "sit": 41}  # kind -> IP protocol of what is inside (IPPROTO_IPIP, IPPROTO_IPV6)
 _TUN_TYPE_TUN = 1  # IFF_TUN; 2 is IFF_TAP
 
 _IFINFOMSG = struct.Struct("=BBHiII")  # family, padding, type, ifindex, flags, mask of flags to change
@@ -66,19 +71,28 @@ class LinkMessage(NamedTuple):
     master: int
     parent: int
     vxlan: VxlanAttrs | None
+    tunnel: TunnelAttrs | None
     tap: bool
     vnet_hdr: bool
 
 
 def create(
-    kind: str, name: str, mtu: int, mac: str | None, vxlan: VxlanAttrs | None = None, parent: int = 0
+    kind: str,
+    name: str,
+    mtu: int,
+    mac: str | None,
+    vxlan: VxlanAttrs | None = None,
+    parent: int = 0,
+    tunnel: TunnelAttrs | None = None,
 ) -> bytes:
     """NEWLINK of a device, down, never one that exists. `parent`: ifindex of `vxlan.dev`."""
     parts = [attribute_text(_IFNAME, name), attribute_u32(_MTU, mtu)]
     if mac is not None:
         parts.append(attribute(_ADDRESS, mac_bytes(mac)))
-    data = (nest(_INFO_DATA, *_vxlan_data(vxlan, parent)),) if vxlan is not None else ()
-    parts.append(nest(_LINKINFO, attribute_text(_INFO_KIND, kind), *data))
+    data = (
+        _vxlan_data(vxlan, parent) if vxlan is not None else _tunnel_data(kind, tunnel) if tunnel is not None else ()
+    )
+    parts.append(nest(_LINKINFO, attribute_text(_INFO_KIND, kind), *((nest(_INFO_DATA, *data),) if data else ())))
     return _message(NEWLINK, REQUEST | CREATE | EXCL, 0, 0, 0, parts)
 
 
@@ -102,6 +116,20 @@ def _vxlan_data(vxlan: VxlanAttrs, parent: int) -> list[bytes]:
     if vxlan.gbp:
         data.append(attribute(_VXLAN_GBP, b""))
     return data
+
+
+def _tunnel_data(kind: str, tunnel: TunnelAttrs) -> list[bytes]:
+    ends = [
+        attribute(number, inet_pton(AF_INET, address))
+        for number, address in ((_IPTUN_LOCAL, tunnel.local), (_IPTUN_REMOTE, tunnel.remote))
+        if address is not None
+    ]
+    return [
+        *ends,
+        attribute_u8(_IPTUN_TTL, _IPTUN_HOPS),
+        attribute_u8(_IPTUN_PROTO, _TUNNELS[kind]),
+        attribute_u8(_IPTUN_PMTUDISC, 1),
+    ]
 
 
 def no_made_up_address(name: str) -> bytes:
@@ -170,6 +198,7 @@ def decode(data: bytes, start: int, end: int) -> LinkMessage | None:
             _u32(found.get(_MASTER)),
             parent,
             vxlan,
+            _decode_tunnel(inner) if kind in _TUNNELS else None,
             tun.get(_TUN_TYPE, b"\1")[:1] != bytes((_TUN_TYPE_TUN,)),
             tun.get(_TUN_VNET_HDR, b"\0")[:1] == b"\1",
         )
@@ -186,6 +215,15 @@ def _decode_vxlan(data: dict[int, bytes]) -> VxlanAttrs:
         learning=data.get(_VXLAN_LEARNING, b"\0")[:1] == b"\1",
         gbp=_VXLAN_GBP in data,
     )
+
+
+def _decode_tunnel(data: dict[int, bytes]) -> TunnelAttrs:
+    return TunnelAttrs(local=_address(data.get(_IPTUN_LOCAL)), remote=_address(data.get(_IPTUN_REMOTE)))
+
+
+def _address(value: bytes | None) -> str | None:
+    """None where it is not given or any (all zeroes)."""
+    return inet_ntop(AF_INET, value) if value is not None and any(value) else None
 
 
 def _nested(value: bytes | None) -> dict[int, bytes]:

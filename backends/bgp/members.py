@@ -1,0 +1,126 @@
+"""The nodes that speak BGP in this network, from what etcd holds of them: node records and leases. Pure.
+
+Rule: a node is a member as long as its record or its lease says that it speaks BGP; one of the two is enough, so a
+lease that ended because its node cannot reach etcd takes no session away. Who is alive plays no part here. What a
+node says of itself in its record: its AS, and the role that it plays now, which while the topology changes is not yet
+the one that the options ask for (see roles.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from backends.bgp.options import BgpOptions
+from netagent.model import Family, Lease, NodeRecord
+
+BACKEND = "bgp"
+AS_ATTRIBUTE = "bgp.as"
+ROLE_ATTRIBUTE = "bgp.role"
+VIA_ATTRIBUTE = "bgp.via"
+
+
+class BgpData(msgspec.Struct, frozen=True, gc=False):
+    """BackendData of a bgp lease, as far as it is read."""
+
+    asn: int = msgspec.field(name="AS", default=0)
+
+
+_decode = msgspec.json.Decoder(BgpData).decode
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that speaks BGP. `role` is what it says that it plays now, "" where it has not said.
+
+    `via`: the reflectors that, as it says, have told it everything.
+    """
+
+    name: str
+    id: str
+    asn: int
+    role: str = ""
+    via: tuple[str, ...] = ()
+    v4: str | None = None
+    v6: str | None = None
+    labels: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
+    lease: str = ""
+
+    def address(self, family: Family) -> str | None:
+        return self.v4 if family == 4 else self.v6
+
+
+def shared(asn: int, role: str, via: Iterable[str] = ()) -> dict[str, str]:
+    """What this node writes into its record; `role` "": it speaks BGP no longer."""
+    return {AS_ATTRIBUTE: str(asn) if role else "", ROLE_ATTRIBUTE: role, VIA_ATTRIBUTE: ",".join(via)}
+
+
+def role_in(record: NodeRecord | None) -> str:
+    return record.attributes.get(ROLE_ATTRIBUTE, "") if record is not None else ""
+
+
+def via_in(record: NodeRecord | None) -> tuple[str, ...]:
+    text = record.attributes.get(VIA_ATTRIBUTE, "") if record is not None else ""
+    return tuple(name for name in text.split(",") if name)
+
+
+def members(
+    options: BgpOptions, own: str, records: Mapping[str, NodeRecord], leases: Iterable[Lease]
+) -> dict[str, Member]:
+    """Every member but ourselves, by name. A lease without owner record counts under its address."""
+    found: dict[str, Member] = {}
+    for lease in leases:
+        record = records.get(lease.node)
+        name = lease.node or lease.public_ip or lease.public_ip6 or ""
+        said = _asn_in(record)
+        if name == own or not name or not (said or lease.backend == BACKEND):
+            continue
+        labels = record.labels if record is not None else ()
+        found[name] = Member(
+            name=name,
+            id=lease.node_id or (record.id if record is not None else ""),
+            asn=said or _asn_of(lease) or options.asn_of(name, labels),
+            role=role_in(record),
+            via=via_in(record),
+            v4=lease.public_ip,
+            v6=lease.public_ip6,
+            labels=labels,
+            subnets=tuple(subnet for subnet in (lease.v4, lease.v6) if subnet is not None),
+            lease=lease.key,
+        )
+    for name, record in records.items():
+        asn = _asn_in(record)
+        if name == own or name in found or not asn:
+            continue
+        found[name] = Member(
+            name=name,
+            id=record.id,
+            asn=asn,
+            role=role_in(record),
+            via=via_in(record),
+            v4=next((a for a in record.addresses if ":" not in a), None),
+            v6=next((a for a in record.addresses if ":" in a), None),
+            labels=record.labels,
+        )
+    return found
+
+
+def _asn_in(record: NodeRecord | None) -> int:
+    """The AS number that the record names, 0 if none that could be one."""
+    text = record.attributes.get(AS_ATTRIBUTE, "") if record is not None else ""
+    return _checked(int(text)) if text.isascii() and text.isdigit() and len(text) <= 10 else 0
+
+
+def _asn_of(lease: Lease) -> int:
+    for data in (lease.data, lease.data6):
+        if data:
+            try:
+                return _checked(_decode(data).asn)
+            except msgspec.MsgspecError:
+                continue
+    return 0
+
+
+def _checked(number: int) -> int:
+    return number if 0 < number <= 0xFFFFFFFF else 0

@@ -1,0 +1,106 @@
+"""bgp, the plan: what a node needs besides the routes, which its speaker learns (service.py).
+
+Rules: no overlay unless `Encapsulation` asks for one, and then the vxlan backend's device, as its planner makes it;
+the lease says AS and VNI for whoever reads it. Of a remote lease only the way in through the guard is planned here:
+the speaker's routes and the VTEPs behind them are the service's, and outlive the lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from backends import peering
+from backends.bgp import options
+from backends.bgp.options import BgpOptions
+from backends.vxlan import DEFAULT_PORT as VXLAN_PORT
+from backends.vxlan import VxlanBackend
+from netagent.contract import Context, LeaseData, Options, Plan, ServicePort, Tcp
+from netagent.model import Finding, Lease, NftElement
+
+if TYPE_CHECKING:
+    from backends.bgp.service import BgpService
+
+
+class Bgp:
+    """Plans device and guard; `service` runs the speaker."""
+
+    name = "bgp"
+
+    def options(self, raw: Mapping[str, Any]) -> Options:
+        return options.parse(raw)
+
+    def ports(self, options: BgpOptions) -> tuple[int | Tcp, ...]:
+        return (Tcp(options.port), *((options.vxlan_port or VXLAN_PORT,) if options.tunnels else ()))
+
+    def direct(self, options: BgpOptions) -> bool:
+        routers = options.routers or any(rule.routers for rule in options.nodes)
+        return not options.tunnels or options.cross_subnet or bool(routers)
+
+    def mtu(self, context: Context) -> int:
+        if context.options.tunnels:
+            return VxlanBackend().mtu(tunnel(context))
+        return context.options.mtu or context.node.mtu
+
+    def lease(self, context: Context) -> LeaseData:
+        own: BgpOptions = context.options
+        asn = own.asn_of(context.node.name, context.node.labels)
+        vtep = VxlanBackend().lease(tunnel(context)) if own.tunnels else LeaseData("", {}, {})
+        data = {family: {"AS": asn, **(part or {})} for family, part in ((4, vtep.data), (6, vtep.data6))}
+        families = context.network.families
+        return LeaseData(self.name, data[4] if 4 in families else None, data[6] if 6 in families else None)
+
+    def base(self, context: Context) -> Plan:
+        if context.options.tunnels:
+            return VxlanBackend().base(tunnel(context))
+        node = context.node
+        findings = [
+            Finding(
+                code="bgp-public-address",
+                subject=node.name,
+                severity="error",
+                message="without a tunnel the public address must be the uplink's own: peers use it as next hop",
+                evidence=f"public {node.endpoint(family)}, on {node.uplink}: {node.local(family)}",
+                remedy='drop --public-ip, or set "Encapsulation": "vxlan", which works across NAT and routers',
+            )
+            for family in context.network.families
+            if node.endpoint(family) != node.local(family)
+        ]
+        return Plan((), tuple(findings))
+
+    def peer(self, context: Context, lease: Lease) -> Plan:
+        if lease.backend != self.name:
+            return Plan((), (peering.other_backend(self.name, lease),))
+        problems = [
+            problem
+            for family in context.network.families
+            if lease.subnet(family) is not None
+            and (problem := peering.endpoint_problem(context.node, lease, family)) is not None
+        ]
+        return Plan((), tuple(problems)) if problems else Plan(guard(lease.public_ip, lease.public_ip6))
+
+    def service(self, context: Context, port: ServicePort) -> BgpService:
+        from backends.bgp.service import BgpService
+
+        return BgpService(port)
+
+    async def dismantle(self, run_dir: Path) -> None:
+        pass
+
+
+def guard(*addresses: str | None) -> tuple[NftElement, ...]:
+    """The elements of the guard's sets that let these hosts in."""
+    return tuple(NftElement("peers6" if ":" in a else "peers4", a) for a in addresses if a is not None)
+
+
+def tunnel(context: Context) -> Context:
+    """The same context for the planner of the vxlan backend."""
+    return msgspec.structs.replace(context, options=context.options.vxlan)
+
+
+def tunnel_stands(context: Context) -> bool:
+    """Whether the VXLAN device can be ours."""
+    return context.options.tunnels and bool(VxlanBackend().base(tunnel(context)).objects)

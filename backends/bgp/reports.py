@@ -1,0 +1,154 @@
+"""What the service says of itself: counts, the state of each peer's subnets, findings. Reads, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from backends.bgp.members import BACKEND, Member
+from backends.bgp.sessions import Peering
+from bgp.aio import SetupError
+from bgp.peer import Peer
+from bgp.speaker import PrefixLimit, Speaker
+from netagent.model import Finding, Lease, Route
+
+# A router that does not come up for so long is a finding (seconds).
+LONG_DOWN = 15.0
+
+
+class Problem(NamedTuple):
+    """Why the speaker cannot do its work on this host."""
+
+    listening: bool
+    text: str
+    port: int
+
+    @classmethod
+    def of(cls, error: SetupError, port: int) -> Problem:
+        text = str(error)
+        return cls(text.startswith("cannot listen"), text, port)
+
+    def finding(self) -> Finding:
+        remedy = "see `ss -ltnp` for who has it; `Port` in the network's configuration sets another, for all nodes"
+        return Finding(
+            code="bgp-port" if self.listening else "bgp-socket",
+            subject=f"port {self.port}",
+            severity="error",
+            message=f"no BGP session can be opened {'by peers' if self.listening else 'as asked'}: {self.text}",
+            remedy=remedy if self.listening else "do as the message says; it is tried again by itself",
+        )
+
+
+def established(peer: Peer) -> bool:
+    return peer.session.negotiated is not None
+
+
+def why_down(peer: Peer) -> str:
+    """One phrase for a session that does not stand."""
+    failure = peer.session.last_failure or peer.session.last_down
+    return failure.reason if failure is not None else f"it is {peer.session.state.name.lower()}"
+
+
+def summary(
+    speaker: Speaker | None, peering: Peering, role: str, wanted: str, installed: int, problem: Problem | None
+) -> dict[str, Any]:
+    """Sessions in numbers, as JSON, as metrics and in a line."""
+    names = [peer.name for peer in peering.peers]
+    up = [
+        name for name in names if speaker is not None and name in speaker.peers and established(speaker.peers[name])
+    ]
+    routers = len(peering.routers.intersection(up))
+    gauges = {
+        "sessions": len(names),
+        "sessions_established": len(up),
+        "routes_installed": installed,
+        "routes_received": _received(speaker),
+    }
+    part = role if role == wanted else f"{role}, becoming {wanted}"
+    text = f"{part}: {len(up)} of {len(names)} BGP sessions up"
+    text += f" ({routers} of {len(peering.routers)} routers)" if peering.routers else ""
+    text += f", {installed} routes"
+    if problem is not None:
+        text += f"; {problem.text}"
+    return {"summary": text, "gauges": gauges}
+
+
+def _received(speaker: Speaker | None) -> int:
+    if speaker is None:
+        return 0
+    return sum(len(rib.received(peer.source)) for rib in speaker.ribs.values() for peer in speaker.peers.values())
+
+
+def peer_states(
+    leases: Iterable[Lease],
+    members: Mapping[str, Member],
+    published: Mapping[str, Route],
+    missing: Callable[[str], str],
+    speaker: Speaker | None,
+    young: Callable[[str], bool],
+) -> dict[str, dict[str, Any]]:
+    """For each lease of this backend whether its subnets are routed, and why not.
+
+    `missing` says why a subnet has no route, "" if it is not known; `young` whether a peer had no time yet.
+    """
+    by_lease = {member.lease: member for member in members.values() if member.lease}
+    found: dict[str, dict[str, Any]] = {}
+    for lease in leases:
+        if lease.backend != BACKEND:
+            continue
+        member = by_lease.get(lease.key)
+        peer = speaker.peers.get(member.name) if speaker is not None and member is not None else None
+        session = peer.session.state.name.lower() if peer is not None else "none"
+        lacking = [subnet for subnet in (lease.v4, lease.v6) if subnet is not None and subnet not in published]
+        if not lacking:
+            found[lease.key] = {"state": "up", "reason": "", "session": session}
+            continue
+        reason = missing(lacking[0])
+        if not reason and peer is None:
+            reason = "no BGP session tells of it"
+        elif not reason and peer is not None:
+            reason = "it does not announce it" if established(peer) else f"no BGP session with it: {why_down(peer)}"
+        name = member.name if member is not None else lease.key
+        state = "pending" if young(name) else "unreachable"
+        found[lease.key] = {"state": state, "reason": f"no route to {lacking[0]}: {reason}", "session": session}
+    return found
+
+
+def findings(
+    peering: Peering,
+    limits: Mapping[str, PrefixLimit],
+    problem: Problem | None,
+    speaker: Speaker | None,
+    now: float,
+) -> list[Finding]:
+    found = [*peering.findings]
+    if problem is not None:
+        found.append(problem.finding())
+    for name, limit in limits.items():
+        found.append(
+            Finding(
+                code="bgp-prefix-limit",
+                subject=name,
+                severity="error" if limit.ended else "warning",
+                message=f"router {name} has sent {limit.prefixes} prefixes, its limit is {limit.limit}"
+                + (": its session is down for good" if limit.ended else ""),
+                remedy="raise MaxPrefixes of that router, or filter there what it sends",
+            )
+        )
+    if speaker is None:
+        return found
+    for name in sorted(peering.routers - limits.keys()):
+        peer = speaker.peers.get(name)
+        if peer is None or established(peer) or now - peer.since < LONG_DOWN:
+            continue
+        found.append(
+            Finding(
+                code="bgp-router-down",
+                subject=name,
+                message=f"no BGP session with router {name} for {now - peer.since:.0f} s",
+                evidence=why_down(peer),
+                remedy="compare Address, AS, password and TTL settings on both sides: `netagent bgp log` shows the "
+                "messages",
+            )
+        )
+    return found

@@ -1,0 +1,521 @@
+"""The service beside the bgp plan: the speaker in the agent's own process, told what etcd and the host say.
+
+Rules: sessions follow the nodes in etcd (members.py) and nothing else; what the speaker chooses is published route by
+route, and what it has published stays until it says otherwise, also while it starts anew. The agent going away closes
+the connections without a word, so that peers keep our routes (RFC 4724); the backend going away says so. After a
+start on the same boot nothing is decided until the peers of the run before have told everything, or `DEFERRAL` is
+over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from backends.bgp import members, roles, sessions, show
+from backends.bgp.members import Member
+from backends.bgp.options import BgpOptions, Own
+from backends.bgp.planner import guard, tunnel_stands
+from backends.bgp.reports import Problem, established, findings, peer_states, summary
+from backends.bgp.roles import Seen
+from backends.bgp.sessions import Peering, Secret
+from backends.bgp.ways import Ways
+from bgp.aio import Driver, Listen, SetupError
+from bgp.connection import Down, Established
+from bgp.fsm import State
+from bgp.message import Attributes, nlri
+from bgp.message import Family as Afi
+from bgp.message.nlri import address_text, parse_address
+from bgp.peer import SpeakerConfig
+from bgp.rib import Chosen
+from bgp.route import Kind
+from bgp.speaker import News, PrefixLimit, Speaker
+from netagent import files
+from netagent.contract import STOPPING, Context, ServicePort
+from netagent.model import Lease, NodeRecord, Route
+
+log = logging.getLogger(__name__)
+
+STATE = "bgp.json"  # in the run directory, which a reboot empties as it empties the kernel's tables
+DEFERRAL = 15.0  # seconds that a start waits for the peers of the run before
+FIRST_TIME = 5.0  # seconds that `settled` waits for a peer that is new
+SAID_ALL = 3.0  # seconds after which a router that sends no End-of-RIB has said all that it has
+LOOK_AGAIN = 5.0  # seconds between two looks at files that could not be read, and at routers
+RETRY = 2.0  # seconds until an occupied port is tried again
+STOP_TIME = 2.0  # seconds that peers have to take our last words
+FAREWELL = "this node leaves BGP"
+
+
+class BgpService:
+    """Implements contract.Service and contract.Viewer."""
+
+    def __init__(self, port: ServicePort) -> None:
+        self._port = port
+        self._state_file = Path(port.run_dir) / STATE
+        self._context: Context | None = None
+        self._leases: dict[str, Lease] = {}
+        self._released: set[str] = set()  # nodes whose lease went
+        self._records: Mapping[str, NodeRecord] = {}
+        self._own: Own | None = None
+        self._members: dict[str, Member] = {}
+        self._role = ""
+        self._wanted = ""
+        self._via: tuple[str, ...] = ()
+        self._able_since: float | None = None  # when the wanted part could first be played
+        self._wanted_since = 0.0
+        self._secrets: dict[str, Secret] = {}
+        self._peering = Peering((), frozenset(), frozenset())
+        self._since: dict[str, float] = {}  # peer -> when it became one
+        self._config: SpeakerConfig | None = None
+        self._driver: Driver | None = None
+        self._ways: Ways | None = None
+        self._originated: dict[str, Attributes] = {}
+        self._published: dict[str, Route] = {}
+        self._places: dict[str, object] = {}  # peer -> what is published under its name
+        self._not_installed: dict[str, str] = {}  # prefix -> why
+        self._limits: dict[str, PrefixLimit] = {}
+        self._said: dict[str, str] = {}  # peer -> why its session was last said to be down
+        self._shared: dict[str, str] = {}
+        self._swept = True
+        self._remembered: list[str] | None = None
+        self._problem: Problem | None = None
+        self._state = "starting"
+        self._told = 0  # counts what the agent told
+        self._done = -1  # up to which of these the speaker has all
+        self._wake = asyncio.Event()
+        self._progress = asyncio.Condition()
+
+    # ------------------------------------------------------------------------------------- told by the agent
+
+    def configure(self, context: Context) -> None:
+        if context != self._context:
+            self._context = context
+            self._tell()
+
+    def peers(self, changed: Mapping[str, Lease], removed: Iterable[str], *, whole: bool) -> None:
+        if whole:
+            self._leases.clear()
+        self._leases.update(changed)
+        for key in removed:
+            if (lease := self._leases.pop(key, None)) is not None and lease.node:
+                self._released.add(lease.node)
+        self._tell()
+
+    def nodes(self, nodes: Mapping[str, NodeRecord]) -> None:
+        self._records = dict(nodes)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._told += 1
+        self._wake.set()
+
+    async def settled(self) -> None:
+        """When every peer has told everything, or has had its time, and its routes are published."""
+        while (left := self._unsettled()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left), self._progress:
+                    await self._progress.wait()
+
+    async def stop(self) -> None:
+        """`run` has said farewell; what is left is to speak of BGP no longer, and to forget who the peers were."""
+        self._state_file.unlink(missing_ok=True)
+        await self._port.share(members.shared(0, ""))
+        self._state = "stopped"
+
+    def status(self) -> Mapping[str, Any]:
+        return {
+            "state": self._state,
+            "role": self._role,
+            **summary(self.speaker, self._peering, self._role, self._wanted, len(self._published), self._problem),
+            "peers": peer_states(
+                self._leases.values(), self._members, self._published, self._missing, self.speaker, self._young
+            ),
+        }
+
+    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+        now = self._driver.now() if self._driver is not None else 0.0
+        return show.view(name, arguments, self.speaker, now, self._published, self._not_installed)
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """The one that runs."""
+        return self._driver.speaker if self._driver is not None else None
+
+    def _missing(self, subnet: str) -> str:
+        """Why a subnet has no route although somebody announces it, "" if nobody does."""
+        if subnet in self._not_installed:
+            return self._not_installed[subnet]
+        afi, wire = nlri.parse(subnet)
+        rib = self.speaker.ribs.get(afi) if self.speaker is not None else None
+        for route in rib.candidates(wire) if rib is not None else ():
+            if route.rejected:
+                return f"the route from {route.source.name} is not used: {route.rejected}"
+            if self._ways is not None and (way := self._ways.to(address_text(route.attributes.next_hop))).problem:
+                return way.problem
+        return ""
+
+    def _young(self, name: str) -> bool:
+        """Whether nobody can expect a peer's routes yet."""
+        now = asyncio.get_running_loop().time()
+        return self._state != "running" or now - self._since.get(name, now - FIRST_TIME) < FIRST_TIME
+
+    # ------------------------------------------------------------------------------------- running
+
+    async def run(self) -> None:
+        try:
+            while True:
+                await self._once()
+        except asyncio.CancelledError as error:
+            await self._leave(FAREWELL if error.args == (STOPPING,) else None)
+            raise
+        except BaseException:
+            await self._leave(None)
+            raise
+
+    async def _once(self) -> None:
+        """Bring everything up to date, then wait until there is something to do."""
+        self._wake.clear()
+        wait = await self._update()
+        async with self._progress:
+            self._progress.notify_all()
+        if self._told == self._done or wait is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+
+    async def _leave(self, words: str | None) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIME):
+                    await driver.stop(words)
+
+    async def _update(self) -> float | None:
+        """What was told, and what time brought. Seconds until it must be called again, None: not by itself."""
+        context = self._context
+        if context is None:
+            return None
+        told = self._told
+        options: BgpOptions = context.options
+        if told == self._done and self._driver is not None and not self._moving(options) and not self._trouble:
+            self._report()
+            return self._next()
+        node = context.node
+        own = self._own = options.own(node.name, node.labels)
+        self._members = members.members(options, node.name, self._records, self._leases.values())
+        await self._read_secrets(options, own)
+        self._play(options, context)
+        if (shared := members.shared(own.asn, self._role, self._via)) != self._shared:
+            self._shared = shared
+            await self._port.share(shared)
+        config = sessions.speaker(context, own)
+        if config is None:
+            return None
+        self._peering = sessions.peering(context, own, self._role, self._wanted, self._members, self._secrets)
+        self._point_ways(context)
+        await self._have_speaker(config)
+        self._listen(options, context)
+        self._command(context, own)
+        self._done = told
+        self._report()
+        return self._next()
+
+    # ------------------------------------------------------------------------------------------- parts of it
+
+    def _play(self, options: BgpOptions, context: Context) -> None:
+        """Which part this node plays: see roles.py."""
+        now = asyncio.get_running_loop().time()
+        node = context.node
+        wanted = roles.target(options, node.name, node.labels)
+        if not self._role:
+            said = members.role_in(self._records.get(node.name))
+            self._role = said if said in roles.ROLES else wanted
+            self._via = members.via_in(self._records.get(node.name))
+        seen = self._seen(now)
+        self._via = roles.via(options, self._via, self._members, seen)
+        if wanted != self._wanted:
+            self._wanted, self._wanted_since, self._able_since = wanted, now, None
+        if self._role == wanted:
+            return
+        if not roles.may_play(options, self._role, wanted, self._members, seen):
+            self._able_since = None
+            if not roles.impatient(self._role, wanted) or now - self._wanted_since < roles.PATIENCE:
+                return
+        elif wanted != roles.REFLECTOR:
+            self._able_since = now if self._able_since is None else self._able_since
+            if now - self._able_since < roles.SETTLE:
+                return
+        log.info("this node was %s in BGP, and is %s now", self._role, wanted)
+        self._role, self._able_since = wanted, None
+
+    def _moving(self, options: BgpOptions) -> bool:
+        """Whether our part, or what our record says of it, is about to change."""
+        if self._role != self._wanted:
+            return True
+        seen = self._seen(asyncio.get_running_loop().time())
+        return bool(options.reflectors) and roles.via(options, self._via, self._members, seen) != self._via
+
+    def _seen(self, now: float) -> Seen:
+        if self._driver is None:
+            return Seen()
+        told = {name for name in self._driver.speaker.peers if self._told_all(name, now)}
+        return Seen(told & self._peering.nodes, told & self._peering.routers)
+
+    def _told_all(self, name: str, now: float) -> bool:
+        """Whether the peer has told all that it has; a router may not say so itself."""
+        assert self._driver is not None
+        peer = self._driver.speaker.peers.get(name)
+        if peer is None or peer.session.negotiated is None:
+            return False
+        return peer.complete or now - peer.since > SAID_ALL
+
+    async def _read_secrets(self, options: BgpOptions, own: Own) -> None:
+        paths = {options.password_file, *(router.password_file for router in own.routers)} - {""}
+        self._secrets = {path: await asyncio.to_thread(_read, path) for path in sorted(paths)} if paths else {}
+
+    @property
+    def _trouble(self) -> bool:
+        """Whether something is to be tried again."""
+        return self._unread or self._problem is not None
+
+    @property
+    def _unread(self) -> bool:
+        """Whether a password could not be read: its file is looked at again."""
+        return any(secret.problem for secret in self._secrets.values())
+
+    async def _have_speaker(self, config: SpeakerConfig) -> None:
+        """One of that configuration. What cannot change under standing sessions makes a graceful restart of ours."""
+        if self.speaker is not None and self._config is not None and self._driver is not None:
+            before = self._config
+            if (before.asn, before.identifier, before.families) == (config.asn, config.identifier, config.families):
+                self.speaker.set_config(config, self._driver.now())
+                self._config = config
+                return
+        await self._leave(None)
+        self._start(config)
+        self._config = config
+
+    def _listen(self, options: BgpOptions, context: Context) -> None:
+        """On our own addresses, so that another speaker may have others. Where that fails we still connect."""
+        assert self._driver is not None
+        wanted = tuple(
+            Listen(parse_address(local), options.port)
+            for family in context.network.families
+            if (local := context.node.local(family)) is not None
+        )
+        if self._driver.listen == wanted and self._problem is None:
+            return
+        self._problem = None
+        try:
+            self._driver.open(wanted)
+        except SetupError as error:
+            self._problem = Problem.of(error, options.port)
+
+    def _start(self, config: SpeakerConfig) -> None:
+        loop = asyncio.get_running_loop()
+        restarting = self._established_before() & {peer.name for peer in self._peering.peers}
+        speaker = Speaker(
+            config,
+            random.random,
+            self._metric,
+            restarting=restarting if config.restart_time else (),
+            deferral=DEFERRAL,
+            now=loop.time(),
+        )
+        driver = Driver(speaker, on_news=self._on_news, on_changes=self._on_changes)
+        driver.start()
+        if restarting:
+            log.info("BGP starts again; what stands is kept until %d peers have told everything", len(restarting))
+        self._driver = driver
+        self._originated = {}
+        self._swept = not self._published
+        self._limits.clear()
+        self._since = dict.fromkeys(self._since, loop.time())
+
+    def _command(self, context: Context, own: Own) -> None:
+        """Give the speaker its peers and our prefixes, and publish what stands for each peer."""
+        assert self._driver is not None
+        speaker, now = self._driver.speaker, self._driver.now()
+        for name in self._released & speaker.peers.keys():
+            # Away, and without a lease: what is kept for its return may be another node's subnet by then.
+            if not established(speaker.peers[name]):
+                speaker.remove_peer(name, now)
+        self._released.clear()
+        speaker.set_peers(self._peering.peers, now)
+        names = {peer.name for peer in self._peering.peers}
+        self._since = {name: self._since.get(name, now) for name in names}
+        wanted = sessions.originated(context, own)
+        for prefix in self._originated.keys() - wanted.keys():
+            speaker.retract(*nlri.parse(prefix))
+        for prefix, attributes in wanted.items():
+            if self._originated.get(prefix) != attributes:
+                guarded = prefix in (context.node.v4, context.node.v6)
+                speaker.originate(*nlri.parse(prefix), attributes, guard=guarded)
+        self._originated = wanted
+        self._publish_places()
+        try:
+            self._driver.wake()
+        except SetupError as error:
+            self._problem = Problem.of(error, context.options.port)
+
+    def _publish_places(self) -> None:
+        """For each peer its element of the guard, and for each node behind the tunnel its VTEP."""
+        assert self._ways is not None
+        wanted: dict[str, tuple[Any, ...]] = {}
+        for name, member in self._members.items():
+            wanted[f"node/{name}"] = (*guard(member.v4, member.v6), *self._ways.vtep(name))
+        for peer in self._peering.peers:
+            if peer.name in self._peering.routers:
+                wanted[f"router/{peer.name}"] = guard(address_text(peer.address))
+        for name in self._places.keys() - wanted.keys():
+            self._port.publish(name, ())
+        for name, objects in wanted.items():
+            if self._places.get(name) != objects:
+                self._port.publish(name, objects)
+        self._places = dict(wanted)
+
+    def _next(self) -> float | None:
+        """Seconds until time alone changes something: a part to play, a router that says no End-of-RIB."""
+        left = self._unsettled()
+        if left <= 0 and not self._swept:
+            self._swept = True
+            self._sweep()
+        if self._state != "running" and left <= 0:
+            self._state = "running"
+        waits = [left] if left > 0 else []
+        if self._role != self._wanted:
+            waits.append(roles.SETTLE / 2)
+        if self._problem is not None:
+            waits.append(RETRY)
+        if self._unread or self._peering.routers:
+            waits.append(LOOK_AGAIN)
+        return max(min(waits), 0.01) if waits else None
+
+    # ------------------------------------------------------------------------------------- the speaker's routes
+
+    def _metric(self, next_hop: bytes) -> int | None:
+        return self._ways.to(address_text(next_hop)).metric if self._ways is not None else None
+
+    def _point_ways(self, context: Context) -> None:
+        """The ways out of the host as they are now; what is reached in another way is decided and published anew."""
+        before, self._ways = self._ways, Ways(context, self._members, tunnel=tunnel_stands(context))
+        if before is None or self._driver is None or not self._ways.differs(before):
+            return
+        speaker = self._driver.speaker
+        for afi, rib in speaker.ribs.items():
+            rib.decide_anew()
+            if not speaker.deferring:
+                self._install(afi, dict(rib.chosen))
+
+    def _on_changes(self, changes: dict[Afi, dict[bytes, Chosen]]) -> None:
+        for afi, chosen in changes.items():
+            self._install(afi, chosen)
+        self._tell_progress()
+
+    def _install(self, afi: Afi, chosen: Mapping[bytes, Chosen]) -> None:
+        assert self._ways is not None
+        for wire, routes in chosen.items():
+            dst = nlri.text(afi, wire)
+            learnt = [route for route in routes if route.source.kind is not Kind.LOCAL]
+            route, reason = None, ""
+            if learnt and len(learnt) == len(routes):
+                route, reason = self._ways.route(dst, [address_text(r.attributes.next_hop) for r in learnt])
+            if reason:
+                self._not_installed[dst] = reason
+            else:
+                self._not_installed.pop(dst, None)
+            if route is None:
+                if self._published.pop(dst, None) is not None:
+                    self._port.publish(f"route/{dst}", ())
+            elif self._published.get(dst) != route:
+                self._published[dst] = route
+                self._port.publish(f"route/{dst}", (route,))
+
+    def _sweep(self) -> None:
+        """After a start of its own: what an earlier speaker published and this one does not know goes."""
+        assert self._driver is not None
+        speaker = self._driver.speaker
+        known = {nlri.text(afi, wire) for afi, rib in speaker.ribs.items() for wire in rib.chosen}
+        for dst in self._published.keys() - known:
+            del self._published[dst]
+            self._port.publish(f"route/{dst}", ())
+
+    def _on_news(self, name: str, news: News) -> None:
+        if isinstance(news, Established):
+            log.info("BGP session with %s is up", name)
+            self._said.pop(name, None)
+        elif isinstance(news, Down):
+            self._say_down(name, news)
+        elif isinstance(news, PrefixLimit):
+            self._limits[name] = news
+            log.warning("%s has sent %d prefixes, its limit is %d", name, news.prefixes, news.limit)
+        self._remember()
+        self._tell_progress()
+
+    def _say_down(self, name: str, down: Down) -> None:
+        """Each reason once: a peer that is away is tried again and again."""
+        peer = self.speaker.peers.get(name) if self.speaker is not None else None
+        if peer is not None and established(peer):
+            return  # of two connections the other one lives
+        if self._said.get(name) != down.reason:
+            self._said[name] = down.reason
+            level = logging.WARNING if down.was is State.ESTABLISHED else logging.INFO
+            log.log(level, "BGP session with %s: %s", name, down.reason)
+
+    def _tell_progress(self) -> None:
+        """Something moved that `settled`, or the part that we play, may wait for."""
+        self._wake.set()
+
+    # ------------------------------------------------------------------------------------- starting and settling
+
+    def _unsettled(self) -> float:
+        """Seconds until everything told so far counts as done, 0 when it is done."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._driver is None or self._told != self._done:
+            return FIRST_TIME if self._context is not None else 0.0
+        speaker = self._driver.speaker
+        if speaker.deferring or speaker.pending:
+            return DEFERRAL
+        left = 0.0
+        for name, since in self._since.items():
+            if not self._told_all(name, now):
+                left = max(left, since + FIRST_TIME - now)
+        return left
+
+    def _established_before(self) -> set[str]:
+        """The peers whose sessions stood when the run before ended."""
+        try:
+            found = json.loads(self._state_file.read_bytes())["peers"]
+            return {str(name) for name in found}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+
+    def _remember(self) -> None:
+        """Who has a session with us, or is only restarting."""
+        if self.speaker is None:
+            return
+        up = sorted(name for name, peer in self.speaker.peers.items() if established(peer) or peer.restart_ends)
+        if up == self._remembered:
+            return
+        self._remembered = up
+        with contextlib.suppress(OSError):
+            files.replace(self._state_file, json.dumps({"peers": up, "at": time.time()}).encode(), sync=False)
+
+    def _report(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._port.report(findings(self._peering, self._limits, self._problem, self.speaker, now))
+
+
+def _read(path: str) -> Secret:
+    try:
+        return sessions.read_secret(Path(path).read_bytes())
+    except OSError as error:
+        return Secret(problem=(error.strerror or str(error)).lower())

@@ -1,0 +1,59 @@
+"""What `netagent bgp` asks of the speaker, as JSON values or as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from bgp import views
+from bgp.daemon import show
+from bgp.message import LocalError
+from bgp.speaker import Speaker
+from netagent.errors import UsageError
+from netagent.model import Route
+from netagent.status import describe
+
+VIEWS = ("peers", "routes", "received", "advertised", "log")
+
+
+def view(
+    name: str,
+    arguments: Mapping[str, str],
+    speaker: Speaker | None,
+    now: float,
+    published: Mapping[str, Route],
+    not_installed: Mapping[str, str],
+) -> Iterable[Any]:
+    """The answer; a list, so that what is wrong with the question is raised here. UsageError."""
+    if name not in VIEWS:
+        raise UsageError(f"BGP has no view {name!r}", remedy=f"There are {', '.join(VIEWS)}")
+    if speaker is None:
+        raise UsageError("the speaker does not run yet", remedy="`netagent status` tells what it waits for")
+    peer = arguments.get("peer", "")
+    if not peer and name in ("received", "advertised", "log"):
+        raise UsageError(f"{name} of which peer?", remedy="`netagent bgp peers` lists them")
+    try:
+        items = list(_items(name, peer, arguments, speaker, now))
+    except LocalError as error:
+        raise UsageError(str(error), remedy="`netagent bgp peers` lists the peers") from None
+    if name == "routes":
+        for item in items:
+            route = published.get(item["prefix"])
+            item["installed"] = describe(route) if route is not None else ""
+            if item["prefix"] in not_installed:
+                item["not_installed"] = not_installed[item["prefix"]]
+    return list(show.lines(name, bool(peer), items)) if arguments.get("text") else items
+
+
+def _items(
+    name: str, peer: str, arguments: Mapping[str, str], speaker: Speaker, now: float
+) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
+    if name == "peers":
+        return views.peers(speaker, now, peer)
+    if name == "routes":
+        return views.routes(speaker, arguments.get("prefix", ""), more_specific=bool(arguments.get("more_specific")))
+    if name == "received":
+        return views.received(speaker, peer)
+    if name == "advertised":
+        return views.advertised(speaker, peer)
+    return views.log(speaker, peer, now)

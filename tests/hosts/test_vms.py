@@ -1,0 +1,351 @@
+"""Three virtual machines with Debian's own kernel, in two racks with a router between: every backend, what a network
+does to packets, what power and kernel do to a host.
+
+Rule: one cluster for the whole file, in the order of the file, because a boot of an emulated machine takes a minute;
+each test leaves all hosts ready on the backend that it names, and waits for what it needs at its start. No throughput
+is asserted: the machines are emulated.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from netagent.lab import topology
+from netagent.lab.space import Unable
+from tests.support.netns import unable
+from tests.support.vm import image
+from tests.support.vmlab import VmLab, hosts_in
+
+pytestmark = [pytest.mark.vms, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = ["h1", "h2", "h3"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab() -> AsyncIterator[VmLab]:
+    """All three hosts in rack1 at first, with IPv4 alone and host-gw."""
+    plan = hosts_in(topology.build("racks", 1, "host-gw"), "rack1", "rack1", "rack1")
+    begun = time.monotonic()
+    try:
+        made = image()
+    except Unable as error:
+        unable(str(error))
+    print(f"image after {time.monotonic() - begun:.0f} s, {made.accel}")
+    begun = time.monotonic()
+    async with VmLab(plan, made) as lab:
+        print(f"three machines booted and installed after {time.monotonic() - begun:.0f} s")
+        yield lab
+
+
+async def carries(lab: VmLab, only: list[str] | None = None) -> None:
+    """All pairs, every family: small packets, the largest whole ones, and TCP."""
+    small = await lab.ping(only)
+    assert small.ok, small.failed
+    large = await lab.ping(only, count=1, largest=True)
+    assert large.ok, large.failed
+    assert await lab.tcp(only) == {}
+
+
+async def test_host_gw_within_a_segment(lab: VmLab) -> None:
+    statuses = await lab.ready()
+    assert {status.verdict.state for status in statuses.values()} == {"healthy"}
+    assert statuses["h1"].interface.name == "eth0"
+    await carries(lab)
+    kernel = (await lab["h1"].exec("uname", "-r")).out
+    assert kernel.startswith("6.1.")
+
+
+async def test_vlan_uplinks(lab: VmLab) -> None:
+    """The uplink is a VLAN on eth0: the agent is told its name, and the peers move to the addresses there."""
+    await lab.ready()
+    for number, name in enumerate(ALL, 1):
+        vlan = f"""
+        ip link add eth0.7 link eth0 type vlan id 7
+        ip address add 192.168.77.1{number}/24 dev eth0.7
+        ip link set eth0.7 up
+        """
+        await lab[name].sh(vlan)
+        await lab.settings(lab[name], iface=["eth0.7"])
+
+    async def on_vlan() -> str:
+        told = [await lab[name].status() for name in ALL]
+        where = [(s.interface.name, [p.endpoint for p in s.peers.shown]) if s else None for s in told]
+        return (
+            "" if all(w and w[0] == "eth0.7" and all("192.168.77." in e for e in w[1]) for w in where) else f"{where}"
+        )
+
+    await lab.until(on_vlan, "every host on its VLAN", 90)
+    await lab.ready()
+    await carries(lab)
+    assert "dev eth0.7" in (await lab["h1"].exec("ip", "route", "get", lab.container_ip("h2", 4))).out
+    for name in ALL:
+        await lab.settings(lab[name])
+
+    async def off_vlan() -> str:
+        told = [await lab[name].status() for name in ALL]
+        ends = [p.endpoint for s in told if s for p in s.peers.shown]
+        return "" if None not in told and len(ends) == 6 and not any("192.168.77." in e for e in ends) else f"{ends}"
+
+    await lab.until(off_vlan, "every host on eth0 again", 90)
+    for name in ALL:
+        await lab[name].exec("ip", "link", "delete", "eth0.7")
+
+
+async def test_an_address_family_added_at_run_time(lab: VmLab) -> None:
+    before = await lab.ready()
+    await lab.set_config(**topology.IPV6_NETWORK)
+    after = await lab.ready()
+    assert {n: s.lease.v4 for n, s in after.items()} == {n: s.lease.v4 for n, s in before.items()}
+    assert all(status.lease.v6 for status in after.values())
+    await carries(lab)
+
+
+async def test_a_host_carried_to_another_rack_keeps_its_subnet(lab: VmLab) -> None:
+    before = await lab.ready()
+    await lab.set_backend("vxlan")
+    await lab.ready()
+    await lab.move("h2", "rack2")
+
+    async def moved() -> str:
+        told = [await lab[name].status() for name in ("h1", "h3")]
+        ends = {p.endpoint for s in told if s for p in s.peers.shown if p.node == "h2"}
+        return "" if ends == {lab["h2"].host.v4.partition("/")[0]} else f"h2 is at {ends}"
+
+    await lab.until(moved, "the others know where h2 is", 90)
+    after = await lab.ready()
+    assert after["h2"].lease.v4 == before["h2"].lease.v4
+    await carries(lab)
+
+
+async def test_host_gw_across_a_router_is_a_finding(lab: VmLab) -> None:
+    await lab.set_backend("host-gw")
+    finding = await lab.finding("h1", "hostgw-not-on-link")
+    assert finding is not None
+    assert "vxlan" in finding.remedy
+    await lab.ready(["h1", "h3"])
+    await carries(lab, ["h1", "h3"])
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["vxlan", "udp", "ipip", {"Type": "vxlan", "DirectRouting": True}, {"Type": "ipip", "DirectRouting": True}],
+    ids=lambda value: value if isinstance(value, str) else f"{value['Type']}-direct",
+)
+async def test_backends_across_racks(lab: VmLab, backend: str | dict[str, Any]) -> None:
+    await lab.set_backend(backend)
+    direct = isinstance(backend, dict)
+
+    async def paths() -> str:
+        status = await lab["h1"].status()
+        path = {p.node: p.path for p in status.peers.shown} if status else {}
+        return "" if path.get("h3", "").startswith("direct") is direct else f"{path}"
+
+    await lab.until(paths, "h1's path to its neighbour", 90)
+    statuses = await lab.ready()
+    assert {name: status.verdict.state for name, status in statuses.items()} == dict.fromkeys(ALL, "healthy"), [
+        (f.code, f.message) for s in statuses.values() for f in s.findings
+    ]
+    paths = {peer.node: peer.path for peer in statuses["h1"].peers.shown}
+    assert not paths["h2"].startswith("direct")
+    await carries(lab)
+
+
+async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmLab) -> None:
+    """iproute2 as the oracle of what our own codec asked the kernel for."""
+    await lab.set_backend("ipip")
+    await lab.ready()
+    links = {link["ifname"]: link for link in json.loads((await lab["h1"].exec("ip", "-d", "-j", "link")).out)}
+    host = lab["h1"].host
+    four = links["na-ipip"]
+    sixes = {six["linkinfo"]["info_data"]["remote"]: six for name, six in links.items() if name.startswith("na-s")}
+    assert set(sixes) == {lab[name].host.v4.partition("/")[0] for name in ("h2", "h3")}
+    assert four["linkinfo"]["info_data"]["remote"] == "any"
+    for link in (four, *sixes.values()):
+        data = link["linkinfo"]["info_data"]
+        assert (link["mtu"], link["ifalias"]) == (1480, "netagent")
+        assert (data["local"], data["ttl"], data["pmtudisc"]) == (host.v4.partition("/")[0], 64, True)
+    assert "UP" not in links["tunl0"]["flags"]
+    assert "UP" not in links["sit0"]["flags"]
+    await lab["h1"].sh("ip link delete na-ipip; ip route flush proto 110")
+    await lab.ready()
+    await carries(lab)
+
+
+async def test_only_peers_reach_the_ip_in_ip_device(lab: VmLab) -> None:
+    """An IP-in-IP packet that etcd's host forges is dropped; the same from a peer's address is let in."""
+    await lab.set_backend("ipip")
+    await lab.ready()
+    rule = "ip protocol"
+    dropped = "nft -j list chain inet netagent input"
+
+    async def count() -> int:
+        rules = json.loads(await lab["h1"].sh(dropped))["nftables"]
+        found = [e["counter"]["packets"] for r in rules for e in r.get("rule", {}).get("expr", []) if "counter" in e]
+        return sum(found)
+
+    assert rule in await lab["h1"].sh("nft list chain inet netagent input")
+    before = await count()
+    target = lab["h1"].host.v4.partition("/")[0]
+    forged = (
+        "import socket, struct\n"
+        f"inner = bytes.fromhex('4500001c00000000400100000a0500010a050002') + bytes(8)\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 4)\n"
+        f"[s.sendto(inner, ('{target}', 0)) for _ in range(3)]\n"
+    )
+    await lab.core.space.run("etcd", ["python3", "-c", forged])
+
+    async def seen() -> str:
+        return "" if (now := await count()) == before + 3 else f"{now - before} packets dropped"
+
+    await lab.until(seen, "three forged packets dropped", 20)
+    assert (await lab.ping()).ok
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "udp", "ipip"])
+async def test_delay_loss_and_reordering(lab: VmLab, backend: str) -> None:
+    """TCP arrives whole, agents stay ready, and a change of backend goes through."""
+    await lab.ready()
+    netem = "tc qdisc replace dev eth0 root netem delay 30ms 10ms loss 5% reorder 25% 50%"
+    try:
+        for name in ALL:
+            await lab[name].sh(netem)
+        await lab.set_backend(backend)
+        await lab.ready()
+        assert await lab.tcp(size=1 << 16) == {}
+        matrix = await lab.ping(count=10)
+        # Of a hundred packets ten are lost on the way there or back: ten in a row by no chance.
+        assert all(cell.times for cell in matrix.cells), matrix.failed
+        assert matrix.median is not None
+        assert matrix.median > 0.04
+    finally:
+        for name in ALL:
+            await lab[name].sh("tc qdisc delete dev eth0 root")
+    statuses = await lab.ready()
+    assert all(status.etcd.connected for status in statuses.values())
+    await carries(lab)
+
+
+async def test_a_reboot(lab: VmLab) -> None:
+    """Its subnet and its service return, with nobody's help."""
+    await lab.set_backend("ipip")
+    before = await lab.ready()
+    took = await lab["h3"].reboot()
+    print(f"h3 rebooted in {took:.0f} s")
+    lab.forget_container("h3")
+    after = await lab.ready()
+    assert (after["h3"].lease.v4, after["h3"].lease.v6) == (before["h3"].lease.v4, before["h3"].lease.v6)
+    await carries(lab)
+
+
+async def test_power_off(lab: VmLab) -> None:
+    """The others lose nothing and say that it is down; it returns as who it was."""
+    await lab.set_backend("vxlan")
+    before = await lab.ready()
+    await lab["h2"].cut_power()
+    others = ["h1", "h3"]
+    await carries(lab, others)
+
+    async def seen() -> str:
+        told = [await lab[name].status() for name in others]
+        states = [p.state for s in told if s for p in s.peers.shown if p.node == "h2"]
+        return "" if states == ["down", "down"] else f"{states}"
+
+    await lab.until(seen, "the others say that h2 is down", 120)
+    statuses = [await lab[name].status() for name in others]
+    assert {s.verdict.state for s in statuses if s} == {"healthy"}  # another host's power is not this host's fault
+    boots = len(lab["h2"].boots)
+    await lab["h2"].start()
+    await lab["h2"].booted(boots + 1)
+    lab.forget_container("h2")
+    after = await lab.ready()
+    assert (after["h2"].lease.v4, after["h2"].lease.v6) == (before["h2"].lease.v4, before["h2"].lease.v6)
+    await carries(lab)
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "kind", "instead"),
+    [("ipip", "ipip", "ipip", "vxlan"), ("vxlan", "vxlan", "vxlan", "ipip")],
+    ids=["ipip", "vxlan"],
+)
+async def test_a_kernel_that_lacks_a_module(lab: VmLab, backend: str, module: str, kind: str, instead: str) -> None:
+    """A finding that names the next best backend; the others are not touched; with the module all is well."""
+    other = "udp"
+    await lab.set_backend(other)
+    await lab.ready()
+
+    async def unloaded() -> str:
+        """Possible only once the agent has given up the device."""
+        return await lab["h1"].sh(f"test ! -e /sys/module/{module} || rmmod {module} 2>&1 || true")
+
+    await lab.until(unloaded, f"h1 without {module}", 60)
+    await lab["h1"].write("/etc/modprobe.d/blocked.conf", f"install {module} /bin/false\n")
+    await lab.set_backend(backend)
+    finding = await lab.finding("h1", "kernel-lacks-device")
+    assert finding is not None
+    assert finding.subject == kind
+    assert f'use "{instead}"' in finding.remedy
+    await lab.ready(["h2", "h3"])
+    await carries(lab, ["h2", "h3"])
+    await lab["h1"].exec("rm", "/etc/modprobe.d/blocked.conf")
+    await lab.finding("h1", "kernel-lacks-device", gone=True)
+    await lab.ready()
+    await carries(lab)
+
+
+async def test_the_kernel_edge_keeps_its_contract_here(lab: VmLab) -> None:
+    """tests/netns/test_host_contract.py in the guest, for the devices that the kernel under the tests may lack."""
+    names = (
+        "pytest",
+        "_pytest",
+        "pluggy",
+        "iniconfig",
+        "packaging",
+        "pygments",
+        "pytest_asyncio",
+        "pytest_timeout.py",
+    )
+    site = Path(pytest.__file__).parents[1]
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name in (*names, *(path.name for path in site.glob("pytest[-_][0-9at]*.dist-info"))):
+            tar.add(
+                site / name, f"site/{name}", filter=lambda member: None if "__pycache__" in member.name else member
+            )
+        for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/support", "tests/netns"):
+            tar.add(ROOT / name, name, filter=lambda member: None if "__pycache__" in member.name else member)
+    vm = lab["h1"]
+    await vm.exec(
+        "sh", "-c", "mkdir -p /root/repo && base64 -d | tar -xz -C /root/repo",
+        input=base64.b64encode(archive.getvalue()).decode(), timeout=120,
+    )  # fmt: skip
+    done = await vm.exec(
+        *(
+            "env",
+            "-C",
+            "/root/repo",
+            "PYTHONPATH=/root/repo/site",
+            "CI=true",
+            "/opt/netagent/bin/python3",
+            "-m",
+            "pytest",
+        ),
+        *("-q", "-p", "no:cacheprovider", "-o", "timeout=400", "-k", "linux and (ipip or sit)"),
+        "tests/netns/test_host_contract.py",
+        timeout=500,
+        check=False,
+    )
+    assert done.code == 0, done.out[-3000:] + done.err
+    assert re.search(r"[1-9]\d* passed", done.out)
+    assert "skipped" not in done.out

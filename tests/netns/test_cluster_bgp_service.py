@@ -1,0 +1,307 @@
+"""The service of the bgp backend without an agent, on the sockets of one namespace: starting, settling, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.bgp import reports
+from backends.bgp import service as module
+from backends.bgp.options import parse
+from backends.bgp.service import FAREWELL, STATE, BgpService
+from netagent.contract import STOPPING, Context, Viewer
+from netagent.errors import UsageError
+from netagent.model import (
+    AddressFact,
+    Facts,
+    Finding,
+    Hop,
+    LinkFact,
+    Network,
+    NftElement,
+    Node,
+    NodeRecord,
+    Object,
+    Route,
+)
+from tests.support.netns import Namespaces
+
+pytestmark = [pytest.mark.netns]
+
+PORT = 179
+
+
+@pytest.fixture
+def block() -> Iterator[str]:
+    """The beginning of the hosts' addresses; all are on the loopback device of a namespace that the test is in."""
+    with Namespaces() as net:
+        space = net.make("nodes")
+        for number in (1, 2, 3):
+            space.ip(f"address add 192.0.2.{number}/32 dev lo")
+        with space.entered():
+            yield "192.0.2."
+
+
+class Port:
+    """What an agent lends, remembered."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run_dir = self.state_dir = directory
+        directory.mkdir(exist_ok=True)
+        self.published: dict[str, tuple[Object, ...]] = {}
+        self.findings: tuple[Finding, ...] = ()
+        self.shared: dict[str, str] = {}
+
+    def publish(self, name: str, objects: Iterable[Object]) -> None:
+        self.published[name] = tuple(objects)
+
+    def report(self, findings: Iterable[Finding]) -> None:
+        self.findings = tuple(findings)
+
+    async def share(self, attributes: Mapping[str, str]) -> None:
+        self.shared |= attributes
+
+
+class Host:
+    """A node: its service, and what it is told."""
+
+    def __init__(self, directory: Path, block: str, number: int, raw: dict[str, Any] | None = None) -> None:
+        self.name = f"h{number}"
+        self.block = block
+        self.number = number
+        self.port = Port(directory / self.name)
+        self.raw = {"Port": PORT, "HoldTime": 9, **(raw or {})}
+        self.service = BgpService(self.port)
+        self.task: asyncio.Task[None] | None = None
+
+    def context(self) -> Context:
+        address = f"{self.block}{self.number}"
+        return Context(
+            network=Network(v4="10.5.0.0/16"),
+            options=parse(self.raw).value,
+            node=Node(
+                name=self.name,
+                id=f"{self.number:032x}",
+                uplink="lo",
+                mtu=65536,
+                public_ip=address,
+                local_ip=address,
+                v4=f"10.5.{self.number}.0/24",
+            ),
+            facts=Facts({"lo": LinkFact(name="lo", index=1)}, (AddressFact(dev="lo", ip="192.0.2.250", length=24),)),
+        )
+
+    def record(self) -> NodeRecord:
+        said = {"bgp.as": "64512", "bgp.role": "mesh", **self.port.shared}
+        return NodeRecord(
+            name=self.name, id=f"{self.number:032x}", addresses=(f"{self.block}{self.number}",), attributes=said
+        )
+
+    def start(self, *others: Host) -> None:
+        self.service.configure(self.context())
+        self.service.nodes({other.name: other.record() for other in others})
+        self.service.peers({}, (), whole=True)
+        self.task = asyncio.create_task(self.service.run())
+
+    async def leave(self, message: str | None = None) -> None:
+        if self.task is not None:
+            self.task.cancel(message)
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+            self.task = None
+
+    @property
+    def up(self) -> int:
+        return int(self.service.status()["gauges"]["sessions_established"])
+
+    def knows(self, other: Host) -> bool:
+        speaker = self.service.speaker
+        peer = speaker.peers.get(other.name) if speaker is not None else None
+        return peer is not None and any(rib.received(peer.source) for rib in speaker.ribs.values())
+
+
+@contextlib.asynccontextmanager
+async def hosts(directory: Path, block: str, count: int = 2) -> AsyncIterator[list[Host]]:
+    made = [Host(directory, block, number) for number in range(1, count + 1)]
+    try:
+        for host in made:
+            host.start(*(other for other in made if other is not host))
+        yield made
+    finally:
+        for host in made:
+            await host.leave()
+
+
+async def until(condition: Callable[[], Any], what: str, timeout: float = 30) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_settled_when_everybody_has_told_everything(tmp_path: Path, block: str) -> None:
+    async with hosts(tmp_path, block, 3) as made:
+        await asyncio.gather(*(host.service.settled() for host in made))
+        for host in made:
+            assert host.up == 2
+            assert all(host.knows(other) for other in made if other is not host)
+            assert host.port.shared == {"bgp.as": "64512", "bgp.role": "mesh", "bgp.via": ""}
+            assert host.port.findings == ()
+        await until(lambda: all(h.service.status()["state"] == "running" for h in made), "all run")
+        assert made[0].port.published["node/h2"] == (NftElement("peers4", f"{block}2"),)
+        route = Route("10.5.2.0/24", (Hop("lo", f"{block}2"),))
+        await until(lambda: made[0].port.published.get("route/10.5.2.0/24") == (route,), "the route is published")
+        summary = made[0].service.status()["summary"]
+        assert summary.startswith("mesh: 2 of 2 BGP sessions up")
+
+
+async def test_a_node_that_leaves_etcd_is_no_peer_any_more(tmp_path: Path, block: str) -> None:
+    async with hosts(tmp_path, block) as (one, two):
+        await one.service.settled()
+        one.service.nodes({})
+        await until(lambda: one.port.published.get("node/h2") == (), "the guard is closed")
+        assert one.service.status()["gauges"]["sessions"] == 0
+        await until(lambda: not two.up, "the other end sees it")
+
+
+async def test_an_agent_that_goes_away_is_waited_for_and_says_nothing(
+    tmp_path: Path, block: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with hosts(tmp_path, block) as (one, two):
+        await asyncio.gather(one.service.settled(), two.service.settled())
+        await until(
+            lambda: json.loads((two.port.run_dir / STATE).read_bytes())["peers"] == ["h1"], "h1 is remembered"
+        )
+        await two.leave()
+        await until(lambda: not one.up, "the session is gone")
+        assert one.knows(two), "its routes are kept"
+        again = Host(tmp_path, block, 2)
+        again.start(one)
+        try:
+            await again.service.settled()
+            assert "kept until 1 peers have told everything" in caplog.text
+            assert again.service.speaker is not None
+            assert not again.service.speaker.deferring
+            assert one.up == again.up == 1
+            assert one.knows(again)
+            assert again.knows(one)
+        finally:
+            await again.leave()
+
+
+async def test_a_backend_that_is_no_longer_wanted_says_farewell(tmp_path: Path, block: str) -> None:
+    async with hosts(tmp_path, block) as (one, two):
+        await asyncio.gather(one.service.settled(), two.service.settled())
+        await two.leave(STOPPING)
+        await two.service.stop()
+        await until(lambda: not one.knows(two), "its routes are gone at once")
+        speaker = one.service.speaker
+        assert speaker is not None
+        assert FAREWELL in reports.why_down(speaker.peers["h2"])
+        assert two.port.shared == {"bgp.as": "", "bgp.role": "", "bgp.via": ""}
+        assert not (two.port.run_dir / STATE).exists()
+
+
+async def test_where_the_port_is_taken_sessions_are_opened_from_here(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY", 0.05)
+    with socket.create_server((f"{block}2", PORT)) as taken:
+        async with hosts(tmp_path, block) as (one, two):
+            await until(lambda: [f.code for f in two.port.findings] == ["bgp-port"], "it is told")
+            assert str(os.getpid()) in two.port.findings[0].message or "python" in two.port.findings[0].message
+            await until(lambda: one.up and two.up, "h2 connects to h1")
+            taken.close()
+            await until(lambda: two.port.findings == (), "it listens")
+
+
+async def test_nobody_there_is_waited_for_only_a_while(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_TIME", 0.2)
+    one, away = Host(tmp_path, block, 1), Host(tmp_path, block, 2)
+    one.start(away)
+    try:
+        async with asyncio.timeout(10):
+            await one.service.settled()
+        await until(lambda: one.service.status()["state"] == "running", "it runs")
+        assert one.up == 0
+    finally:
+        await one.leave()
+
+
+async def test_what_can_be_asked(tmp_path: Path, block: str) -> None:
+    async with hosts(tmp_path, block) as (one, two):
+        await asyncio.gather(one.service.settled(), two.service.settled())
+        assert isinstance(one.service, Viewer)
+        (peer,) = one.service.view("peers", {})
+        assert (peer["name"], peer["state"]) == ("h2", "established")
+        assert any("h2" in line for line in one.service.view("peers", {"text": "1"}))
+        received = list(one.service.view("received", {"peer": "h2"}))
+        assert [route["prefix"] for route in received] == ["10.5.2.0/24"]
+        advertised = list(one.service.view("advertised", {"peer": f"{block}2"}))
+        assert [route["prefix"] for route in advertised] == ["10.5.1.0/24"]
+        assert any("received" in entry for entry in one.service.view("log", {"peer": "h2"}))
+        for name, arguments, word in (
+            ("frob", {}, "no view"),
+            ("log", {}, "which peer"),
+            ("log", {"peer": "h9"}, "h9"),
+            ("routes", {"prefix": "nonsense"}, "nonsense"),
+        ):
+            with pytest.raises(UsageError, match=word):
+                one.service.view(name, arguments)
+
+
+async def test_a_speaker_that_does_not_run_yet_has_nothing_to_say(tmp_path: Path, block: str) -> None:
+    idle = Host(tmp_path, block, 1)
+    with pytest.raises(UsageError, match="does not run yet"):
+        idle.service.view("peers", {})
+    assert idle.service.status()["state"] == "starting"
+
+
+async def test_a_password_that_appears_is_used(tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    secret = tmp_path / "secret"
+    made = [Host(tmp_path, block, number, {"PasswordFile": str(secret)}) for number in (1, 2)]
+    try:
+        made[0].start(made[1])
+        made[1].start(made[0])
+        await until(lambda: [f.code for f in made[0].port.findings] == ["bgp-password"], "it is told")
+        assert made[0].up == 0
+        secret.write_text("hush\n")
+        await until(lambda: made[0].up and made[1].up, "the signed session stands")
+        await until(lambda: made[0].port.findings == (), "nothing is wrong any more")
+    finally:
+        for host in made:
+            await host.leave()
+
+
+async def test_another_as_number_is_a_graceful_restart(tmp_path: Path, block: str) -> None:
+    async with hosts(tmp_path, block) as (one, two):
+        await asyncio.gather(one.service.settled(), two.service.settled())
+        before = one.service.speaker
+        for host, other in ((one, two), (two, one)):
+            host.raw["AS"] = 65001
+            host.service.configure(host.context())
+            host.service.nodes(
+                {
+                    other.name: NodeRecord(
+                        name=other.name,
+                        id=f"{other.number:032x}",
+                        addresses=(f"{block}{other.number}",),
+                        attributes={"bgp.as": "65001", "bgp.role": "mesh"},
+                    )
+                }
+            )
+        await until(lambda: one.up and two.up and one.service.speaker is not before, "they meet again")
+        assert one.service.speaker is not None
+        assert one.service.speaker.config.asn == 65001
+        assert one.port.shared["bgp.as"] == "65001"
