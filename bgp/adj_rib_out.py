@@ -24,6 +24,9 @@ Octets = tuple[bytes, int]
 _CHUNK = 65536
 """Octets from which on the next message begins another chunk."""
 
+SLICE = 1000
+"""Prefixes of a snapshot that are encoded at once."""
+
 
 class _Chunk:
     """Pieces joined once for all who get every one of them."""
@@ -44,7 +47,14 @@ class _Chunk:
 class Batch:
     """What the members of a group are to be sent."""
 
-    def __init__(self, pieces: Iterable[Piece], only: Mapping[Source, list[bytes]] | None = None) -> None:
+    def __init__(
+        self,
+        pieces: Iterable[Piece],
+        only: Mapping[Source, list[bytes]] | None = None,
+        changed: Iterable[list[bytes]] = (),
+    ) -> None:
+        self.changed = changed
+        """The prefixes that it is about, in lists."""
         self._only = only or {}
         self._chunks: list[_Chunk] = []
         some: list[Piece] = []
@@ -69,6 +79,29 @@ class Batch:
                 yield chunk.without(member)
 
 
+class Snapshot:
+    """All that a group has told of a family, slice by slice, for those who come up to it at the same time.
+
+    A slice is encoded when the first of them gets there, with what is told then: who uses a snapshot must be told
+    anew of what has changed since it was made (advertising.py).
+    """
+
+    def __init__(self, group: UpdateGroup, family: Family, prefixes: list[bytes]) -> None:
+        self.family = family
+        self._group = group
+        self._prefixes = prefixes
+        self._batches: list[Batch] = []
+
+    def batch(self, number: int) -> Batch | None:
+        """The slice of that number, which are asked for in order; None behind the last."""
+        if number == len(self._batches):
+            some = self._prefixes[number * SLICE : (number + 1) * SLICE]
+            if not some:
+                return None
+            self._batches.append(self._group.encode(self.family, some))
+        return self._batches[number]
+
+
 class UpdateGroup:
     """Peers with equal ExportSettings."""
 
@@ -78,12 +111,24 @@ class UpdateGroup:
         self.failures: dict[bytes, str] = {}
         """Prefixes whose attributes do not fit into a message, and why: nobody is told of them."""
         self._told: dict[Family, dict[bytes, _Told]] = {family: {} for family in settings.families}
-        self._dump: dict[Family, Batch] = {}
+        self._snapshots: dict[Family, Snapshot] = {}
+        self._unfilled: dict[Family, list[bytes]] = {}
         self._counts: dict[Family, Counter[Source]] = {}
 
-    def fill(self, rib: Rib) -> None:
-        """Take in a table as it is: for a new group, which has no members yet."""
-        self.apply(rib.family, rib.chosen)
+    def begin(self, rib: Rib) -> None:
+        """Take in a table, by and by: for a new group, which has no members yet."""
+        self._unfilled[rib.family] = list(rib.chosen)
+
+    def fill(self, ribs: Mapping[Family, Rib], most: int) -> int:
+        """Take in so many prefixes of what is left; how many it were, 0 when the group is as it should be."""
+        for family, left in self._unfilled.items():
+            chosen = ribs[family].chosen
+            some, left[-most:] = left[-most:], []
+            self.apply(family, {prefix: chosen[prefix] for prefix in some if prefix in chosen})
+            if not left:
+                del self._unfilled[family]
+            return max(len(some), 1)
+        return 0
 
     def apply(self, family: Family, changes: Mapping[bytes, Chosen]) -> Batch:
         """Changes of Loc-RIB, as what the members are to be sent."""
@@ -121,33 +166,54 @@ class UpdateGroup:
             if self._others(source):
                 pieces.append((source, encode_withdrawal(family, prefixes)))
         pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
-        if changes:
-            self._dump.pop(family, None)
+        changed = (*gone.values(), *groups.values(), *only.values())
+        if changed:
+            self._snapshots.pop(family, None)
             self._counts.pop(family, None)
-        return Batch(pieces, {source: encode_withdrawal(family, some) for source, some in only.items()})
+        withdrawals = {source: encode_withdrawal(family, some) for source, some in only.items()}
+        return Batch(pieces, withdrawals, changed)
 
-    def everything(self, family: Family) -> Batch:
-        """All that a member is to know of a family: when its session comes up, or when it asks for it again."""
-        batch = self._dump.get(family)
-        if batch is None:
-            groups: dict[_Told, list[bytes]] = {}
-            for prefix, told in self._told[family].items():
-                groups.setdefault(told, []).append(prefix)
-            batch = self._dump[family] = Batch(self._encode(family, groups))
-        return batch
+    def snapshot(self, family: Family) -> Snapshot:
+        """All that is told of a family now; the same one until something changes."""
+        snapshot = self._snapshots.get(family)
+        if snapshot is None:
+            snapshot = self._snapshots[family] = Snapshot(self, family, list(self._told[family]))
+        return snapshot
 
-    def difference(self, family: Family, member: Source, known: Mapping[bytes, Attributes | None]) -> list[bytes]:
-        """Messages for a member that knows something else than the group; None is to be told anew in any case."""
+    def encode(self, family: Family, prefixes: Iterable[bytes]) -> Batch:
+        """The announcements of what is told of these prefixes."""
+        told = self._told[family]
         groups: dict[_Told, list[bytes]] = {}
-        told = dict(self.advertised(family, member))
-        for prefix, attributes in told.items():
-            if known.get(prefix) != attributes:
-                groups.setdefault((attributes, self._told[family][prefix][1]), []).append(prefix)
-        gone = [prefix for prefix in known if prefix not in told]
+        for prefix in prefixes:
+            if prefix in told:
+                groups.setdefault(told[prefix], []).append(prefix)
+        return Batch(self._encode(family, groups))
+
+    def about(self, family: Family, prefixes: Iterable[bytes], member: Source) -> list[bytes]:
+        """Messages that bring a member up to what is told of these prefixes, whatever it knows of them."""
+        told = self._told[family]
+        groups: dict[_Told, list[bytes]] = {}
+        gone = []
+        for prefix in prefixes:
+            what = told.get(prefix)
+            if what is None or what[1] is member:
+                gone.append(prefix)
+            else:
+                groups.setdefault(what, []).append(prefix)
         messages = encode_withdrawal(family, gone)
         for _, some in self._encode(family, groups):
             messages += some
         return messages
+
+    def differing(self, family: Family, other: UpdateGroup) -> dict[bytes, None]:
+        """The prefixes of which this group and another tell differently."""
+        ours, theirs = self._told.get(family, {}), other._told.get(family, {})
+        changed = dict.fromkeys(prefix for prefix, what in ours.items() if theirs.get(prefix) != what)
+        return changed | dict.fromkeys(prefix for prefix in theirs if prefix not in ours)
+
+    def prefixes(self, family: Family) -> Iterable[bytes]:
+        """All that something is told of."""
+        return self._told.get(family, {})
 
     def advertised(self, family: Family, member: Source) -> Iterator[tuple[bytes, Attributes]]:
         """What a member has been told."""

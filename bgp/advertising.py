@@ -1,24 +1,48 @@
 """What the peers are told: which group a peer belongs to, and how it comes up to what its group has been told.
 
-Rule: a group's octets are made once. A member that does not read is held: it gets nothing, what it knows is
-remembered, and when it reads again it is told the difference. So what waits for a slow peer is bounded by one table,
-however much changes meanwhile.
+Rule: a group's octets are made once. A member is up to date and gets them as they are made, or it is behind: it has
+just come, has asked for all again, does not read, or has moved here from another group. Who is behind is told by and
+by, by `step`, a slice at a time and only while it reads; what changes meanwhile is noted, and told at the end. So
+what waits for a peer is bounded, and a table of any size is sent without anybody having to wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
-from bgp.adj_rib_out import UpdateGroup
+from bgp.adj_rib_out import SLICE, Snapshot, UpdateGroup
 from bgp.export import ExportSettings
-from bgp.message import Attributes, Family, encode_end_of_rib
+from bgp.message import Family, encode_end_of_rib
 from bgp.rib import Chosen, Rib
 from bgp.route import Source
 
 Send = Callable[[Source, bytes, int], None]
 """To a member: messages joined, and how many."""
 
-_Known = dict[Family, Mapping[bytes, Attributes | None]]
+
+class _Behind:
+    """What a member has still to be told."""
+
+    def __init__(self, everything: Iterable[Family], *, joins: bool = False, held: bool = False) -> None:
+        self.everything = dict.fromkeys(everything)
+        """Families of which it is to be told all; the first is under way if there is a snapshot."""
+        self.snapshot: Snapshot | None = None
+        self.position = 0
+        self.changed: dict[Family, dict[bytes, None]] = {}
+        self.joins = joins
+        """End-of-RIB is to follow."""
+        self.held = held
+        """It does not read."""
+
+    def note(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        self.changed.setdefault(family, {}).update(dict.fromkeys(prefixes))
+
+    def ask(self, family: Family) -> None:
+        """All of a family, from its beginning."""
+        if self.snapshot is not None and self.snapshot.family is family:
+            self.snapshot = None
+        self.everything[family] = None
 
 
 class Advertising:
@@ -29,7 +53,7 @@ class Advertising:
         self._ribs = ribs
         self._send = send
         self._group_of: dict[Source, UpdateGroup] = {}
-        self._held: dict[Source, _Known] = {}
+        self._behind: dict[Source, _Behind] = {}
         self._asked: dict[tuple[Source, Family], None] = {}
 
     def group_of(self, member: Source) -> UpdateGroup | None:
@@ -37,23 +61,25 @@ class Advertising:
         return self._group_of.get(member)
 
     def is_held(self, member: Source) -> bool:
-        return member in self._held
+        behind = self._behind.get(member)
+        return behind is not None and behind.held
+
+    @property
+    def telling(self) -> bool:
+        """Whether `step` has something to do."""
+        return any(not behind.held for behind in self._behind.values())
 
     # -------------------------------------------------------------------------------------------- coming and going
 
     def join(self, member: Source, settings: ExportSettings) -> None:
-        """The session has come up: the member is told all, then End-of-RIB."""
-        group = self._group(settings)
-        group.members[member] = None
-        self._group_of[member] = group
-        for family in settings.families:
-            self._dump(group, family, member)
-            self._send(member, encode_end_of_rib(family), 1)
+        """The session has come up: the member is to be told all, then End-of-RIB."""
+        self._group_of[member] = self._group(settings)
+        self._behind[member] = _Behind(settings.families, joins=True)
 
     def leave(self, member: Source) -> None:
         """The session is over."""
         group = self._group_of.pop(member, None)
-        self._held.pop(member, None)
+        self._behind.pop(member, None)
         for family in Family:
             self._asked.pop((member, family), None)
         if group is not None:
@@ -61,17 +87,23 @@ class Advertising:
             self._drop_if_empty(group)
 
     def move(self, member: Source, settings: ExportSettings) -> None:
-        """The member's settings are others now: it is told what differs between the two groups."""
+        """The member's settings are others now: it is to be told what differs between the two groups."""
         old = self._group_of.get(member)
         if old is None or old.settings == settings:
             return
         new = self._group(settings)
-        known = self._held.get(member)
-        if known is None:
-            for family in settings.families:
-                self._tell_difference(new, family, member, dict(old.advertised(family, member)))
-            new.members[member] = None
-        old.members.pop(member, None)
+        while new.fill(self._ribs, SLICE):
+            pass  # only a whole one can be compared
+        behind = self._behind.get(member)
+        if behind is None:
+            old.members.pop(member)
+            behind = self._behind[member] = _Behind(())
+        for family in settings.families:
+            if family in behind.everything:
+                behind.ask(family)
+                behind.note(family, old.prefixes(family))  # it may know of what is not told here
+            else:
+                behind.note(family, new.differing(family, old))
         self._group_of[member] = new
         self._drop_if_empty(old)
 
@@ -80,7 +112,7 @@ class Advertising:
         if group is None:
             group = self.groups[settings] = UpdateGroup(settings)
             for family in settings.families:
-                group.fill(self._ribs[family])
+                group.begin(self._ribs[family])
         return group
 
     def _drop_if_empty(self, group: UpdateGroup) -> None:
@@ -90,57 +122,90 @@ class Advertising:
     # ------------------------------------------------------------------------------------------------------ telling
 
     def tell(self, family: Family, changes: Mapping[bytes, Chosen]) -> None:
-        """Loc-RIB has changed: all groups and their members are told."""
+        """Loc-RIB has changed: all groups and their members are told; of those who are behind it is noted."""
         for group in self.groups.values():
             batch = group.apply(family, changes)
             for member in group.members:
                 for data, count in batch.octets(member):
                     self._send(member, data, count)
+            for member, behind in self._behind.items():
+                if self._group_of[member] is group:
+                    for prefixes in batch.changed:
+                        behind.note(family, prefixes)
 
     def ask(self, member: Source, family: Family) -> None:
-        """The member wants all of a family again (RFC 2918). Told by `answer`, once, however often it asks before."""
+        """The member wants all of a family again (RFC 2918): told by `step`, once, however often it asks before."""
         if family in self._ribs:
             self._asked[member, family] = None
-
-    def answer(self) -> None:
-        """Tell those that have asked."""
-        for member, family in self._asked:
-            group = self._group_of.get(member)
-            if group is None:
-                continue  # it will be told all when it joins
-            known = self._held.get(member)
-            if known is None:
-                self._dump(group, family, member)
-            elif family in known:
-                known[family] = dict.fromkeys(known[family])
-        self._asked.clear()
 
     def hold(self, member: Source) -> None:
         """The member does not read what it is sent."""
         group = self._group_of.get(member)
-        if group is not None and member not in self._held:
-            self._held[member] = {
-                family: dict(group.advertised(family, member)) for family in group.settings.families
-            }
+        if group is None:
+            return
+        behind = self._behind.get(member)
+        if behind is None:
             group.members.pop(member)
+            behind = self._behind[member] = _Behind(())
+        behind.held = True
 
     def release(self, member: Source) -> None:
-        """The member has read what it was sent: it is told what has changed meanwhile."""
-        known = self._held.pop(member, None)
-        if known is None:
-            return
-        group = self._group_of[member]
-        for family, before in known.items():
-            self._tell_difference(group, family, member, before)
-        group.members[member] = None
+        """The member has read what it was sent."""
+        behind = self._behind.get(member)
+        if behind is not None:
+            behind.held = False
 
-    def _dump(self, group: UpdateGroup, family: Family, member: Source) -> None:
-        for data, count in group.everything(family).octets(member):
-            self._send(member, data, count)
+    def step(self, most: int) -> None:
+        """Tell those who are behind of some `most` prefixes in all, each in its turn."""
+        for member, family in self._asked:
+            group = self._group_of.get(member)
+            if group is None or family not in group.settings.families:
+                continue  # it will be told all when it joins
+            group.members.pop(member, None)
+            self._behind.setdefault(member, _Behind(())).ask(family)
+        self._asked.clear()
+        for group in self.groups.values():
+            while most > 0 and (filled := group.fill(self._ribs, most)):
+                most -= filled
+        for member, behind in list(self._behind.items()):
+            if behind.held:
+                continue
+            group = self._group_of[member]
+            while most > 0 and (told := self._tell_some(group, member, behind)):
+                most -= told
+            if most <= 0:
+                # The next step begins with those who have not had their turn.
+                if self._behind.pop(member, None):
+                    self._behind[member] = behind
+                break
+            del self._behind[member]
+            group.members[member] = None
+            if behind.joins:
+                for family in group.settings.families:
+                    self._send(member, encode_end_of_rib(family), 1)
 
-    def _tell_difference(
-        self, group: UpdateGroup, family: Family, member: Source, known: Mapping[bytes, Attributes | None]
-    ) -> None:
-        messages = group.difference(family, member, known)
-        if messages:
-            self._send(member, b"".join(messages), len(messages))
+    def _tell_some(self, group: UpdateGroup, member: Source, behind: _Behind) -> int:
+        """Tell a member of a slice; about how many prefixes that were, 0 when it is up to date."""
+        for family in behind.everything:
+            if behind.snapshot is None:
+                behind.snapshot, behind.position = group.snapshot(family), 0
+            batch = behind.snapshot.batch(behind.position)
+            if batch is not None:
+                behind.position += 1
+                for data, count in batch.octets(member):
+                    self._send(member, data, count)
+                return SLICE
+            behind.snapshot = None
+            del behind.everything[family]
+            return 1
+        for family, changed in behind.changed.items():
+            some = list(islice(changed, SLICE))
+            for prefix in some:
+                del changed[prefix]
+            if not changed:
+                del behind.changed[family]
+            messages = group.about(family, some, member)
+            if messages:
+                self._send(member, b"".join(messages), len(messages))
+            return max(len(some), 1)
+        return 0

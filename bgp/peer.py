@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bgp.connection import Negotiated, Settings
+from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings
 from bgp.message import Attributes, Capabilities, Family, GracefulRestart
 from bgp.message.attribute_decoding import Fault
@@ -32,7 +32,9 @@ class SpeakerConfig:
     identifier: bytes
     families: tuple[Family, ...] = (Family.IPV4,)
     addresses: tuple[tuple[Family, bytes], ...] = ()
-    """Our own address in each family: the next hop of what goes by way of us."""
+    """Our own address in each family: the next hop of what goes by way of us. Without one it is that of the session,
+    if it is of the family.
+    """
     cluster_id: bytes = b""
     """As a route reflector; empty means the identifier."""
     paths: int = 1
@@ -96,9 +98,12 @@ class Peer:
         self.session = session
         self.within: PeerRange | None = None
         """The range that it comes from; None: it is listed."""
+        self.locals: dict[Direction, bytes] = {}
+        """Our address in its connections."""
         self.flaps = 0
         """How often its session has gone down."""
         self._own = own
+        self._addresses = speaker.addresses
         self.source = Source(config.name, self.kind(config.asn), config.asn or 0, address=config.address)
         self.since = 0.0
         """When the session came up or went down."""
@@ -132,6 +137,7 @@ class Peer:
         self.source.asn = negotiated.received.asn
         self.source.identifier = negotiated.received.identifier
         self.source.kind = self.kind(self.source.asn)
+        self._addresses = self.own_addresses()
         self.warned.clear()
         self.ended.clear()
 
@@ -140,6 +146,21 @@ class Peer:
         """Whether the session stands and the peer has told all that it has."""
         negotiated = self.session.negotiated
         return negotiated is not None and self.ended.issuperset(negotiated.families)
+
+    def set_speaker(self, config: SpeakerConfig) -> None:
+        """The speaker has other settings now."""
+        self.speaker = config
+        self._addresses = self.own_addresses()
+
+    def own_addresses(self) -> tuple[tuple[Family, bytes], ...]:
+        """Our addresses as it sees us: those that we are told, then that of the session."""
+        told = self.speaker.addresses
+        negotiated = self.session.negotiated
+        local = self.locals.get(negotiated.direction, b"") if negotiated else b""
+        family = Family.IPV4 if len(local) == 4 else Family.IPV6
+        if not local or any(known is family for known, _ in told):
+            return told
+        return (*told, (family, local))
 
     def export_settings(self) -> ExportSettings:
         """The group that it belongs to, while its session stands."""
@@ -153,7 +174,7 @@ class Peer:
             negotiated.families,
             negotiated.as4,
             speaker.cluster_id,
-            speaker.addresses,
+            self.own_addresses(),
             self.config.next_hop_self,
             self.config.export_policy,
         )
@@ -199,7 +220,7 @@ class Peer:
         path = attributes.as_path
         if path and sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
             return f"our AS {own} is in the path"
-        for _, address in self.speaker.addresses:
+        for _, address in self._addresses:
             if attributes.next_hop[:16] == address:
                 return "we are the next hop"
         if self.source.kind is Kind.EXTERNAL:

@@ -105,6 +105,8 @@ class Speaker:
         self.advertising = Advertising(self.ribs, self._send)
         self.own = OwnPrefixes(config.families)
         self.local = Source("local", Kind.LOCAL, config.asn, config.identifier)
+        self.version = 0
+        """Another number whenever there are other peers or ranges."""
         self.deferral = Deferral(config.families, restarting, now + deferral)
         self._random = random
         self._now = now
@@ -130,6 +132,7 @@ class Speaker:
         settings = session_settings(self.config, config, restarting=bool(self.deferral))
         peer = Peer(self.config, config, Session(settings, self._random, self._decoder), self.own)
         peer.within = within
+        self.version += 1
         self.peers[config.name] = self._peers_of[peer.source] = peer
         self._by_address.setdefault(config.address, config.name)
         peer.since = now
@@ -141,6 +144,7 @@ class Speaker:
     def remove_peer(self, name: str, now: float, notification: Notification | None = None) -> None:
         """End a peer's session; its routes go at once."""
         peer = self.peers[name]
+        self.version += 1
         peer.session.stop(now, notification or Notification(ErrorCode.CEASE, Cease.PEER_DECONFIGURED))
         self._touched(peer, now)
         self._forget_routes(peer)
@@ -160,6 +164,7 @@ class Speaker:
         """
         self._now = now
         self.ranges = tuple(ranges)
+        self.version += 1
         wanted = {config.name: config for config in configs}
         addresses = {config.address for config in wanted.values()}
         known = {each.name: each for each in self.ranges}
@@ -198,7 +203,7 @@ class Speaker:
                 rib.paths = config.paths
                 rib.decide_anew()
         for peer in self.peers.values():
-            peer.speaker = config
+            peer.set_speaker(config)
             peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judge_again(peer)
@@ -270,8 +275,11 @@ class Speaker:
             return None
         return self._add(config, now, within).name
 
-    def accepted(self, name: str, now: float) -> bool:
-        """A peer has connected. False: the caller closes that connection; Session.refusal() is what to say."""
+    def accepted(self, name: str, now: float, local: bytes = b"") -> bool:
+        """A peer has connected, to our address `local`.
+
+        False: the caller closes that connection; Session.refusal() is what to say.
+        """
         peer = self.peers.get(name)
         if peer is None:
             return False
@@ -283,12 +291,15 @@ class Speaker:
             self._touched(peer, now)
             return False
         taken = peer.session.accepted(now)
+        if taken:
+            peer.locals[Direction.INCOMING] = local
         self._touched(peer, now)
         return taken
 
-    def connected(self, name: str, now: float) -> None:
-        """The connection that Connect asked for stands."""
+    def connected(self, name: str, now: float, local: bytes = b"") -> None:
+        """The connection that Connect asked for stands, from our address `local`."""
         if peer := self.peers.get(name):
+            peer.locals[Direction.OUTGOING] = local
             peer.session.connected(now)
             self._touched(peer, now)
 
@@ -339,6 +350,11 @@ class Speaker:
         """Whether `take` has left something undecided for its next call."""
         return any(rib.pending for family, rib in self.ribs.items() if family not in self.deferral)
 
+    @property
+    def telling(self) -> bool:
+        """Whether `take` has left somebody untold who reads."""
+        return self.advertising.telling
+
     def deadline(self) -> float | None:
         """When `expire` is to be called next, or earlier."""
         ends = self.deferral.ends
@@ -362,14 +378,15 @@ class Speaker:
     def take(self, now: float) -> list[Told]:
         """Decide what has been left undecided, and give all that is to be done and known, in order.
 
-        At most AT_ONCE prefixes of a family are decided; `pending` says whether some are left for another call.
+        At most AT_ONCE prefixes of a family are decided, and as many told to peers that are behind; `pending` and
+        `telling` say whether some are left for another call.
         """
         self._now = now
         self._flush(AT_ONCE)
         if not self.pending:
             for name in self._joining.copy():
                 self._join(self.peers[name])
-        self.advertising.answer()
+        self.advertising.step(AT_ONCE)
         for name in self._sent_to:
             self._touched(self.peers[name], now)
         self._sent_to.clear()

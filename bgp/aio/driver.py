@@ -69,6 +69,8 @@ class Driver:
         self._attempts: dict[str, socket.socket] = {}
         self._lingering: dict[Channel, None] = {}
         self._ready: dict[Channel, None] = {}
+        self._known = -1
+        """The speaker's version that the listeners know."""
         self._scheduled = False
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
@@ -88,10 +90,11 @@ class Driver:
     def start(self) -> None:
         """Open the listening sockets and begin. Raises SetupError, and then nothing is left open."""
         self._loop = asyncio.get_running_loop()
+        self._known = -1
         self._listeners = Listeners(self._loop, self._accepted)
         self._listeners.open((each.address, each.port) for each in self.listen)
         try:
-            self._listeners.know(self.speaker.transports())
+            self._know()
         except SetupError:
             self._listeners.close()
             raise
@@ -112,7 +115,13 @@ class Driver:
         """
         if self._running:
             self._schedule()
+            self._know()
+
+    def _know(self) -> None:
+        """Tell the listeners what the peers demand of them, where that may have changed."""
+        if self._known != self.speaker.version:
             self._listeners.know(self.speaker.transports())
+            self._known = self.speaker.version
 
     async def stop(self, text: str | None = None) -> None:
         """End all sessions and close everything.
@@ -162,8 +171,6 @@ class Driver:
                 if self._loop.time() > end:
                     break
         self._carry_out()
-        if self._ready or self.speaker.pending:
-            self._schedule()
 
     def _readable(self, channel: Channel) -> None:
         if channel in self._names:
@@ -216,6 +223,8 @@ class Driver:
         if any(changes.values()):
             self._on_changes(changes)
         self._arm()
+        if self._ready or speaker.pending or speaker.telling:
+            self._schedule()
 
     def _arm(self) -> None:
         """One timer. Too early costs a look at the speaker; it is only ever set anew to be earlier."""
@@ -268,7 +277,7 @@ class Driver:
             del self._attempts[name]
             self._loop.remove_writer(sock)
             self._open(name, Direction.OUTGOING, sock)
-            self.speaker.connected(name, self._loop.time())
+            self.speaker.connected(name, self._loop.time(), _local(sock))
         self._carry_out()
 
     def _attempt_failed(self, name: str, code: int) -> None:
@@ -303,7 +312,7 @@ class Driver:
         except OSError:  # it has gone again
             sock.close()
             return
-        if self.speaker.accepted(name, now):
+        if self.speaker.accepted(name, now, _local(sock)):
             self._open(name, Direction.INCOMING, sock)
             return
         channel = Channel(self._loop, sock, self._readable, self._progress)
@@ -346,3 +355,11 @@ class Driver:
             del self._names[channel]
             self._ready.pop(channel, None)
         return channel
+
+
+def _local(sock: socket.socket) -> bytes:
+    """Our address of a connection; empty where it has gone again."""
+    try:
+        return parse_address(str(sock.getsockname()[0]).partition("%")[0])
+    except (OSError, ValueError):
+        return b""

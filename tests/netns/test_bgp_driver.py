@@ -77,6 +77,21 @@ async def test_two_speakers_tell_each_other(six: bool) -> None:
     assert two.speaker.peers["1"].session.negotiated is None
 
 
+async def test_who_is_not_told_its_addresses_announces_that_of_the_session() -> None:
+    one, two = Host(1, asn=65010), Host(2, asn=65020)
+    one.speaker.set_config(replace(one.speaker.config, addresses=()), 0.0)
+    one.speaker.originate(V4, prefix(1))
+    one.speaker.originate(V6, nlri.parse("2001:db8::/32")[1])
+    async with running(one, two):
+        one.peer(2, asn=65020)
+        two.peer(1, asn=65010)
+        for host in (one, two):
+            host.driver.wake()
+        await eventually(lambda: two.known() == {prefix(1)}, timeout=PATIENCE)
+        assert two.speaker.ribs[V4].chosen[prefix(1)][0].attributes.next_hop == at(1)
+        assert not two.known(V6)  # the session is IPv4's: there is no next hop
+
+
 async def test_stopping_says_why_and_leaves_nothing_open() -> None:
     one, two = Host(1), Host(2)
     async with running(two):
@@ -414,6 +429,7 @@ async def test_keepalives_go_out_on_time_while_100_000_routes_are_processed() ->
     async with running(speaker):
         speaker.peer(2, client=True, passive=True, hold_time=90)
         speaker.peer(3, client=True, passive=True, hold_time=hold)
+        speaker.peer(4, client=True, passive=True, next_hop_self=True)
         speaker.driver.wake()
         feeder = await asyncio.to_thread(Probe.connect, 2, 1)
         idle = await asyncio.to_thread(Probe.connect, 3, 1, hold_time=hold)
@@ -434,6 +450,9 @@ async def test_keepalives_go_out_on_time_while_100_000_routes_are_processed() ->
         print("seconds for 120,000 UPDATEs:", round(time.monotonic() - began, 2))
         print("CPU seconds of the speaker's thread:", round(time.thread_time() - cpu, 2))
         assert len(rib.chosen) == count
+        late = await asyncio.to_thread(Probe.connect, 4, 1)  # to be told all of it, in a group of its own
+        await asyncio.to_thread(late.read_until, lambda table: len(table) == count)
+        late.sock.close()
         feeder.reset()  # and all of them go
         await eventually(lambda: not rib.chosen, timeout=PATIENCE)
         end.set()

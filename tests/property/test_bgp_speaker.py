@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,8 +57,18 @@ def begin(network: Network, number: int, seed: int, reflectors: set[int], restar
 
 
 @settings(max_examples=15, deadline=None)
-@given(events, st.integers(0, 1000), st.sampled_from(((), (1,), (1, 2))), st.sampled_from((0, 20)))
+@given(events, st.integers(0, 1000), st.sampled_from(((), (1,), (1, 2))), st.sampled_from((0, 20)), st.booleans())
 def test_when_it_is_quiet_everybody_knows_what_is_there(
+    happened: list[tuple[str, int, int]], seed: int, reflecting: tuple[int, ...], restart_time: int, slowly: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if slowly:  # one prefix at a time, so that things happen between any two
+            for name in ("bgp.adj_rib_out.SLICE", "bgp.advertising.SLICE", "bgp.speaker.AT_ONCE"):
+                patch.setattr(name, 1)
+        _they_know(happened, seed, reflecting, restart_time)
+
+
+def _they_know(
     happened: list[tuple[str, int, int]], seed: int, reflecting: tuple[int, ...], restart_time: int
 ) -> None:
     reflectors = set(reflecting)

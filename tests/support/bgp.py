@@ -57,6 +57,8 @@ class OneSession:
 
 
 _RETRANSMISSION = 0.3
+_TURN = 0.001
+"""Seconds that a node takes for a slice of its work."""
 
 End = tuple[str, str, Direction]
 """One end of a TCP connection: the node, its peer, who began."""
@@ -135,6 +137,8 @@ class Network:
             return
         for peer, output in node.take(self.now):
             self._carry_out(name, peer, output)
+        if getattr(node, "pending", False) or getattr(node, "telling", False):
+            self._later(lambda: self._touched(name), self.now + _TURN)
         deadline = node.deadline()
         if deadline is not None and self._alarms.get(name) != deadline:
             self._alarms[name] = deadline

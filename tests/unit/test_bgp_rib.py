@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bgp.adj_rib_out import Batch, UpdateGroup
+from bgp.adj_rib_out import SLICE, Batch, UpdateGroup
 from bgp.decision import decide, why
 from bgp.export import ExportSettings, export
 from bgp.message import AsPath, AttributeDecoder, Attributes, Family, Framer, UpdateDecoder, nlri
@@ -408,12 +408,52 @@ def test_a_group_is_told_once_and_nobody_of_its_own_routes() -> None:
     assert octets(batch, second) == b""
 
 
+def everything(group: UpdateGroup) -> Batch:
+    batch = group.snapshot(V4).batch(0)
+    assert batch is not None
+    return batch
+
+
 def test_a_late_member_is_told_everything() -> None:
     group = UpdateGroup(PEERS[Kind.CLIENT])
     one, two = source("one", Kind.CLIENT, last=1), source("two", Kind.CLIENT, last=2)
     group.apply(V4, {NET: (route(one),), OTHER: (route(two),)})
-    assert told(octets(group.everything(V4), one))[0].keys() == {OTHER}
-    assert told(octets(group.everything(V4), source("late", Kind.CLIENT)))[0].keys() == {NET, OTHER}
+    assert told(octets(everything(group), one))[0].keys() == {OTHER}
+    assert told(octets(everything(group), source("late", Kind.CLIENT)))[0].keys() == {NET, OTHER}
+
+
+def test_a_snapshot_is_shared_until_something_changes_and_comes_in_slices() -> None:
+    group = UpdateGroup(PEERS[Kind.CLIENT])
+    one = source("one", Kind.CLIENT)
+    prefixes = [bytes((24, 10, number >> 8, number & 255)) for number in range(2 * SLICE + 1)]
+    group.apply(V4, dict.fromkeys(prefixes, (route(one),)))
+    snapshot = group.snapshot(V4)
+    assert group.snapshot(V4) is snapshot
+    slices = [snapshot.batch(number) for number in range(4)]
+    assert slices[3] is None
+    known = [told(octets(batch, source("x")))[0].keys() for batch in slices if batch]
+    assert [len(some) for some in known] == [SLICE, SLICE, 1]
+    assert set().union(*known) == set(prefixes)
+    assert snapshot.batch(1) is slices[1]
+    group.apply(V4, {prefixes[0]: ()})
+    assert group.snapshot(V4) is not snapshot
+
+
+def test_a_group_takes_in_a_table_by_and_by() -> None:
+    rib = Rib(V4)
+    one = source("one", Kind.CLIENT)
+    prefixes = [bytes((24, 10, 0, number)) for number in range(10)]
+    given = route(one).attributes
+    rib.announce(one, prefixes, given, given)
+    rib.take_changes()
+    group = UpdateGroup(PEERS[Kind.CLIENT])
+    group.begin(rib)
+    assert group.fill({V4: rib}, 4) == 4
+    rib.withdraw(one, [prefixes[0], prefixes[9]])
+    group.apply(V4, rib.take_changes())
+    while group.fill({V4: rib}, 4):
+        pass
+    assert dict(group.advertised(V4, source("x"))).keys() == set(prefixes[1:9])
 
 
 def test_a_route_that_does_not_fit_is_withdrawn_and_said_so() -> None:
