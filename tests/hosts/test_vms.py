@@ -320,6 +320,8 @@ async def test_the_kernel_edge_keeps_its_contract_here(lab: VmLab) -> None:
         "pygments",
         "pytest_asyncio",
         "pytest_timeout.py",
+        "py.py",
+        "typing_extensions.py",
     )
     site = Path(pytest.__file__).parents[1]
     archive = io.BytesIO()
