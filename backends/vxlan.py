@@ -121,10 +121,11 @@ class VxlanBackend:
         return min(self._device_mtu(context, family) for family in context.network.families)
 
     def lease(self, context: Context) -> LeaseData:
+        vni = context.options.vni
         data = {
             family: {
-                "VNI": context.options.vni,
-                "VtepMAC": vtep_mac(context.node.id, context.options.vni, family),
+                "VNI": vni,
+                "VtepMAC": self._macs_in_place(context).get(family) or vtep_mac(context.node.id, vni, family),
             }
             for family in context.network.families
         }
@@ -224,7 +225,7 @@ class VxlanBackend:
         dev = device(options.vni, family)
         # Linux refuses an IPv6 gateway that the present routes lead to by another device, as those of host-gw do
         # while the backend changes (ip6_route_check_nh_onlink); a link-local one is never looked up.
-        gateway = subnet.partition("/")[0] if family == 4 else _link_local(mac)
+        gateway = subnet.partition("/")[0] if family == 4 else link_local(mac)
         if "nexthop" in context.facts.abilities:
             objects.append(NextHop(dev, gateway))
             objects.append(Route(subnet, nexthop=(dev, gateway)))
@@ -238,20 +239,27 @@ class VxlanBackend:
         """A VXLAN device that is not ours holds our VNI and port: the kernel delivers to one of them only."""
         options: VxlanOptions = context.options
         port = options.port or DEFAULT_PORT
-        for link in _foreign_devices(context.facts):
-            if link.vxlan is not None and link.vxlan.vni == options.vni and link.vxlan.port == port:
-                return Finding(
-                    code="vxlan-vni-taken",
-                    subject=link.name,
-                    severity="error",
-                    message=f"{link.name} of another owner already holds VNI {options.vni} on port {port}",
-                    evidence=f"{link.name} is not a device of this agent (flanneld and k3s make such devices)",
-                    remedy=f"stop its owner and `ip link delete {link.name}`, or set another VNI or Port",
-                )
+        for link in _holders(context):
+            return Finding(
+                code="vxlan-vni-taken",
+                subject=link.name,
+                severity="error",
+                message=f"{link.name} of another owner already holds VNI {options.vni} on port {port}",
+                evidence=f"{link.name} is not a device of this agent (flanneld and k3s make such devices)",
+                remedy=f"stop its owner and `ip link delete {link.name}`, or set another VNI or Port",
+            )
         return None
 
+    @staticmethod
+    def _macs_in_place(context: Context) -> dict[Family, str]:
+        """By family, MACs of the devices that hold our VNI and port. While a stopped flanneld's stands it carries the
+        node's traffic, and would take no frame for another MAC."""
+        own = {context.node.local(family): family for family in context.network.families}
+        found = ((own.get(link.vxlan.local), link.mac) for link in _holders(context) if link.vxlan is not None)
+        return {family: mac for family, mac in found if family is not None and mac}
 
-def _link_local(mac: str) -> str:
+
+def link_local(mac: str) -> str:
     """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     interface = bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
@@ -260,6 +268,16 @@ def _link_local(mac: str) -> str:
 
 def _foreign_devices(facts: Facts) -> list[LinkFact]:
     return [link for link in facts.links.values() if link.kind == "vxlan" and not link.own]
+
+
+def _holders(context: Context) -> list[LinkFact]:
+    """Devices of others that hold our VNI and port."""
+    vni, port = context.options.vni, context.options.port or DEFAULT_PORT
+    return [
+        link
+        for link in _foreign_devices(context.facts)
+        if link.vxlan is not None and link.vxlan.vni == vni and link.vxlan.port == port
+    ]
 
 
 def _vtep(lease: Lease, family: Family) -> VtepData | Finding:

@@ -227,7 +227,12 @@ class Connection:
 
     def deadline(self) -> float | None:
         """When `expire` is to be called next."""
-        return min((at for at in (self._retry_at, self._hold_at, self._keepalive_at) if at is not None), default=None)
+        earliest = self._hold_at  # asked for after every message: no generator
+        if self._keepalive_at is not None and (earliest is None or self._keepalive_at < earliest):
+            earliest = self._keepalive_at
+        if self._retry_at is not None and (earliest is None or self._retry_at < earliest):
+            earliest = self._retry_at
+        return earliest
 
     def expire(self, now: float) -> None:
         """Carry out what is due."""

@@ -158,7 +158,7 @@ class Planning:
             node,
             facts,
             ip_masq=host.ip_masq,
-            ports=composer.ports,
+            ports=composer.listening(bases),
             tcp_ports=composer.tcp_ports,
             links=[obj for base in bases for obj in base.plan.objects if isinstance(obj, Link)],
             direct=any(s.backend.direct(s.context.options) for s in composer.standing),

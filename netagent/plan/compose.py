@@ -8,6 +8,7 @@ a backend which does not stand here yet keeps the path it had (`Peer.keep`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp
@@ -110,6 +111,13 @@ class Composer:
             Base(f"base/{s.backend.name}{role}", s.backend.base(s.context), RANK_BASE + rank)
             for rank, (role, s) in enumerate(roles)
         )
+
+    def listening(self, bases: Iterable[Base]) -> tuple[int, ...]:
+        """Those of `ports` that are ours to guard, given the base plans. A backend without base objects was refused
+        its place: the port is another's, who may have peers that are none of ours."""
+        stand = [standing for standing, base in zip(self.standing, bases, strict=True) if base.plan.objects]
+        ports = {port for s in stand for port in s.backend.ports(s.context.options)}
+        return tuple(sorted(port for port in ports if isinstance(port, int)))
 
     def peer(self, lease: Lease) -> Peer:
         """Plan one remote lease."""

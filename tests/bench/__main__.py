@@ -14,7 +14,7 @@ import sys
 
 from netagent.lab.space import environment
 from tests.bench import bgp, bgp_scale, datapath, imports, scale
-from tests.bench.report import machine
+from tests.bench.report import flanneld, machine
 
 BENCHMARKS = {
     "imports": imports.main,
@@ -41,6 +41,8 @@ def main() -> int:
     os.environ.update(environment())
     if not {"-h", "--help"} & set(options):
         print(machine(), flush=True)
+        if program := flanneld():
+            print(f"flanneld: {program}", flush=True)
     code = 0
     for each in ALL if name == "all" else (name,):
         print(f"\n## {each}\n", flush=True)

@@ -79,7 +79,7 @@ def simulate(pairs: Sequence[tuple[int, int, bool]], seed: int = 0) -> Outcome:
     """Run a cluster. Raises AssertionError when it does not come to know itself."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cpu = time.process_time()
-    network = Network(seed)
+    network = Network(seed, cuts=False)
     random = Random(seed).random
     numbers = sorted({one for one, _, _ in pairs})
     speakers: dict[int, Speaker] = {}

@@ -92,6 +92,8 @@ async def flannel_path(stack: contextlib.AsyncExitStack, program: str, backend: 
     lab = await stack.enter_async_context(Lab(nodes=2, backend=backend, agent=command, progress=progress))
     await lab.leased()
     await lab.attach()
+    for node in lab.nodes.values():  # flanneld leaves forwarding to the container engine
+        await node.exec("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
     async def look() -> str:
         return ", ".join(f"{cell.source} to {cell.target}" for cell in (await lab.ping()).failed)

@@ -183,3 +183,4 @@ class Flanneld(Daemon):
     def clear(self) -> None:
         subprocess.run(["ip", "link", "delete", "flannel.1"], check=False, capture_output=True)
         ip("route", "flush", "proto", "boot")
+        subprocess.run(["nft", "flush", "ruleset"], check=True)  # its iptables chains

@@ -13,6 +13,7 @@ from netagent.lab.lab import Lab
 from tests.bench import byhand, report
 
 ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = "tests/support/flanneld.py"  # as a user gives it: from the project's directory
 BACKENDS = ("host-gw", "vxlan", "udp")
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -43,16 +44,6 @@ def bench(*words: str, flanneld: str = "") -> tuple[list[dict[str, str]], str]:
     return rows, done.stdout
 
 
-@pytest.fixture
-def stand_in(tmp_path: Path) -> str:
-    """What takes flanneld's flags and does flanneld's work: an agent of ours, with directories of its own."""
-    script = tmp_path / "flanneld"
-    own = f'--config=/dev/null --state-dir="{tmp_path}/$$" --run-dir="{tmp_path}/$$"'
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m netagent run {own} "$@"\n')
-    script.chmod(0o755)
-    return str(script)
-
-
 def test_scale() -> None:
     rows, text = bench("scale", "--leases", "20", "--rounds", "1", "--burst", "130", "--puts", "20")
     assert text.startswith("Linux ")
@@ -69,10 +60,15 @@ def test_datapath() -> None:
     assert set(rows[-1].values()) == {"flanneld", report.NOT_GIVEN}
 
 
-def test_flanneld_gets_a_row_of_its_own(stand_in: str) -> None:
-    words = ("--rounds", "1", "--seconds", "1", "--measures", "tcp1", "--backends", "host-gw")
-    rows, _ = bench("datapath", *words, flanneld=stand_in)
-    assert [row["path"] for row in rows][2:] == ["host-gw", "flanneld host-gw"]
+def test_flanneld_gets_rows_and_columns_of_its_own() -> None:
+    """With the stand-in for it: that the columns are filled, not what is in them."""
+    words = ("--rounds", "1", "--seconds", "1", "--measures", "tcp1")
+    rows, text = bench("datapath", *words, flanneld=STAND_IN)
+    assert f"flanneld: {ROOT / STAND_IN}\n" in text
+    assert [row["path"] for row in rows][2:] == [*BACKENDS, *(f"flanneld {backend}" for backend in BACKENDS)]
+    words = ("--leases", "20", "--rounds", "1", "--burst", "20", "--puts", "20", "--backends", "host-gw", "vxlan")
+    rows, _ = bench("scale", *words, flanneld=STAND_IN)
+    assert all(float(row["cold to flanneld"]) > 0 for row in rows[:2])
 
 
 def test_the_bar_of_udp() -> None:

@@ -77,7 +77,7 @@ class _Tcp:
 class Network:
     """The nodes, the connections between them, and the time."""
 
-    def __init__(self, seed: int = 0, latency: tuple[float, float] = (0.001, 0.02)) -> None:
+    def __init__(self, seed: int = 0, latency: tuple[float, float] = (0.001, 0.02), *, cuts: bool = True) -> None:
         self.now = 1000.0
         self.nodes: dict[str, Node] = {}
         self.news: dict[str, list[tuple[str, Any]]] = {}
@@ -88,6 +88,7 @@ class Network:
         """Pairs that cannot reach each other. TCP sends again what was lost, if it still stands when they can."""
         self._random = Random(seed)
         self._latency = latency
+        self._cuts = cuts
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._tcp: dict[End, _Tcp] = {}
@@ -230,7 +231,7 @@ class Network:
         if self._tcp.get(end) is not tcp:
             self._closed(tcp, tcp.other[end], "connection reset")
             return
-        size = self._random.randint(1, len(data))  # a stream knows no messages
+        size = self._random.randint(1, len(data)) if self._cuts else len(data)  # a stream knows no messages
         for piece in (data[:size], data[size:]):
             if piece and self._tcp.get(end) is tcp and end[0] in self.nodes:
                 self.nodes[end[0]].receive(end[1], end[2], piece, self.now)

@@ -7,8 +7,9 @@ import msgspec
 from backends.hostgw import HostGw
 from backends.udp import Udp
 from backends.vxlan import VxlanBackend
+from netagent.model import LinkFact, VxlanAttrs
 from netagent.plan.compose import Composer, Standing
-from tests.unit.test_backends import context, lease
+from tests.unit.test_backends import context, facts, lease
 
 VXLAN, HOSTGW = VxlanBackend(), HostGw()
 
@@ -46,6 +47,17 @@ def test_both_bases_and_all_ports_stand_and_the_active_one_wins() -> None:
     assert [(b.owner, b.rank) for b in both.base()] == [("base/host-gw", 0), ("base/vxlan/previous", 1)]
     assert both.ports == (8472,)
     assert Composer(standing(HOSTGW)).ports == ()
+
+
+def test_the_port_of_a_backend_that_was_refused_is_not_ours_to_guard() -> None:
+    both = Composer(standing(VXLAN), (Standing(Udp(), context(Udp())),))
+    assert both.listening(both.base()) == both.ports == (8285, 8472)
+    taken = VxlanAttrs(vni=1, port=8472)
+    here = facts()
+    here.links = {**here.links, "flannel.1": LinkFact(name="flannel.1", index=9, kind="vxlan", vxlan=taken)}
+    refused = Composer(Standing(VXLAN, msgspec.structs.replace(context(VXLAN), facts=here)), both.previous)
+    assert refused.ports == (8285, 8472)
+    assert refused.listening(refused.base()) == (8285,)
 
 
 def test_each_previous_backend_reaches_the_peers_that_are_still_there() -> None:

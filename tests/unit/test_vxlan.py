@@ -155,6 +155,26 @@ def test_a_foreign_device_on_our_vni_and_port_is_refused(link: LinkFact, taken: 
     assert bool(VXLAN.peer(ctx, PEER).objects) is not taken
 
 
+@pytest.mark.parametrize(
+    ("link", "announced"),
+    [
+        (foreign(local="192.168.50.11"), "ae:da:bc:2e:be:25"),
+        (foreign(local="192.168.50.99"), ""),
+        (foreign(local="192.168.50.11", vni=2), ""),
+    ],
+    ids=["in our place", "another address", "other VNI"],
+)
+def test_the_record_has_the_mac_of_the_device_in_our_place(link: LinkFact, announced: str) -> None:
+    """A flanneld that was stopped leaves flannel.1, and with it all traffic, until somebody deletes it."""
+    here = facts()
+    before = VXLAN.lease(context(VXLAN))
+    here.links = {**here.links, link.name: msgspec.structs.replace(link, mac="ae:da:bc:2e:be:25")}
+    after = VXLAN.lease(msgspec.structs.replace(context(VXLAN), facts=here))
+    assert before.data is not None
+    assert after.data is not None
+    assert after.data["VtepMAC"] == (announced or before.data["VtepMAC"])
+
+
 def test_options_in_any_case() -> None:
     parsed = VXLAN.options({"vni": 7, "PORT": 4789, "directrouting": True, "Mtu": 1400})
     assert not parsed.findings
