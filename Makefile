@@ -65,8 +65,8 @@ test-vagrant: deb box ## vagrant up, pings over each backend, status, destroy; a
 	@JOBS=0 scripts/test vagrant -v -s $(ARGS)
 
 .PHONY: deb
-deb: tools ## the Debian package for the release that this runs on, in dist/ (nothing is installed)
-	@$(PYTHON) packaging/deb/build.py
+deb: tools ## the Debian package, in dist/, for this release or another (SUITE=trixie, as root); nothing is installed
+	@$(if $(SUITE),scripts/setup-hosts && scripts/deb-in $(SUITE),$(PYTHON) packaging/deb/build.py)
 
 .PHONY: bench-bgp
 bench-bgp: tools-interop ## the BGP speaker beside BIRD, FRR and GoBGP, against its bars

@@ -225,7 +225,7 @@ class VxlanBackend:
         dev = device(options.vni, family)
         # Linux refuses an IPv6 gateway that the present routes lead to by another device, as those of host-gw do
         # while the backend changes (ip6_route_check_nh_onlink); a link-local one is never looked up.
-        gateway = subnet.partition("/")[0] if family == 4 else _link_local(mac)
+        gateway = subnet.partition("/")[0] if family == 4 else link_local(mac)
         if "nexthop" in context.facts.abilities:
             objects.append(NextHop(dev, gateway))
             objects.append(Route(subnet, nexthop=(dev, gateway)))
@@ -259,7 +259,7 @@ class VxlanBackend:
         return {family: mac for family, mac in found if family is not None and mac}
 
 
-def _link_local(mac: str) -> str:
+def link_local(mac: str) -> str:
     """The link-local address that belongs to a MAC (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     interface = bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]))

@@ -2,7 +2,7 @@
 
 Rules: a service that raises is started again with jittered back-off and is reported, and never takes the agent
 down; while it is away its kernel objects stay. Cancelling `run` is the agent going away: what carries traffic stays.
-`end` is the backend no longer wanted: the service stops, and what it published is withdrawn.
+`end` is the backend no longer wanted: what the service published is withdrawn, and it stops.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ class Port:
         self._share = share
         self._rank = RANK_SERVICE
         self._published: dict[str, tuple[Object, ...]] = {}
+        self._closed = False
 
     def publish(self, name: str, objects: Iterable[Object]) -> None:
         wanted = tuple(objects)
+        if self._closed:
+            return
         if wanted:
             self._published[name] = wanted
             self._reconciler.put(self._prefix + name, wanted, self._rank)
@@ -68,10 +71,11 @@ class Port:
     async def share(self, attributes: Mapping[str, str]) -> None:
         await self._share(attributes)
 
-    def withdraw(self) -> None:
-        """Everything that the service published."""
+    def close(self) -> None:
+        """Withdraw everything that the service published, and take nothing from it any more."""
         for name in list(self._published):
             self.publish(name, ())
+        self._closed = True
 
 
 class Runner:
@@ -141,7 +145,8 @@ class Runner:
             self._task = None
 
     async def end(self) -> None:
-        """The backend is no longer wanted."""
+        """The backend is no longer wanted. At once a successor may publish under the same keys."""
+        self.port.close()
         await self.leave(STOPPING)
         if self._service is not None:
             try:
@@ -149,7 +154,6 @@ class Runner:
                     await self._service.stop()
             except Exception as error:
                 log.warning("stopping the %s service: %s", self.backend.name, error or type(error).__name__)
-        self.port.withdraw()
 
     async def _keep(self, service: Service) -> None:
         delay = BACKOFF_FIRST

@@ -30,7 +30,11 @@ if [[ $ROLE == router ]]; then
     sysctl --quiet --load=/etc/sysctl.d/50-router.conf
 fi
 systemctl enable --quiet systemd-networkd
-systemctl restart systemd-networkd
+if systemctl is-active --quiet systemd-networkd; then
+    networkctl reload
+else
+    systemctl start systemd-networkd
+fi
 
 await() { # await SECONDS WHAT COMMAND...: until the command succeeds
     local end=$((SECONDS + $1)) what=$2
@@ -42,7 +46,7 @@ await() { # await SECONDS WHAT COMMAND...: until the command succeeds
 }
 for leg in $LEGS; do
     address=${leg%,*}
-    await 60 "the address $address" sh -c "ip -4 address show | grep -q 'inet $address'"
+    await 120 "the address $address" sh -c "ip -4 address show | grep -q 'inet $address'"
 done
 
 case $ROLE in
@@ -67,7 +71,7 @@ END
             { apt-get update -qq && apt-get install -qq -y --fix-broken; }
         systemctl enable --quiet netagent
         systemctl restart --no-block netagent
-        await 180 "the subnet" test -s /run/netagent/subnet.env
+        await 900 "the subnet" test -s /run/netagent/subnet.env
         # A container, as a runtime makes one from subnet.env: a network namespace on a bridge of the host.
         . /run/netagent/subnet.env
         if ! ip netns list | grep -qw c1; then

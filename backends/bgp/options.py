@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from backends.ipip import IpipOptions
 from backends.vxlan import OVERHEAD, VxlanOptions
 from bgp.message.codes import WellKnownCommunity
 from netagent.contract import Options
@@ -25,8 +26,7 @@ DEFAULT_PORT = 179
 DEFAULT_HOLD = 90  # seconds, RFC 4271 section 10
 DEFAULT_RESTART = 120  # seconds
 LONGEST_RESTART = 4095  # RFC 4724: 12 bits
-ENCAPSULATIONS = ("none", "vxlan", "vxlan-cross-subnet")
-LATER = ("ipip", "ipip-cross-subnet")
+ENCAPSULATIONS = ("none", "vxlan", "vxlan-cross-subnet", "ipip", "ipip-cross-subnet")
 EVERY_NODE = "*"
 
 
@@ -93,8 +93,9 @@ class BgpOptions(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
 
     @property
-    def tunnels(self) -> bool:
-        return self.encapsulation.startswith("vxlan")
+    def tunnel(self) -> str:
+        """The backend whose tunnel is used, "" for none."""
+        return self.encapsulation.partition("-")[0].removeprefix("none")
 
     @property
     def cross_subnet(self) -> bool:
@@ -105,6 +106,11 @@ class BgpOptions(msgspec.Struct, frozen=True, kw_only=True):
     def vxlan(self) -> VxlanOptions:
         """The same as the vxlan backend reads it."""
         return VxlanOptions(vni=self.vni, port=self.vxlan_port, mtu=self.mtu)
+
+    @property
+    def ipip(self) -> IpipOptions:
+        """The same as the ipip backend reads it."""
+        return IpipOptions(direct_routing=self.cross_subnet)
 
     @property
     def announceable(self) -> tuple[str, ...]:
@@ -207,13 +213,6 @@ _ROUTER = (
 
 def _encapsulation(reader: _Reader) -> str:
     value = reader.text("Encapsulation", "none").lower() or "none"
-    if value in LATER:
-        reader.fail(
-            "Encapsulation",
-            value,
-            "there is no ipip tunnel yet",
-            f'Use "{value.replace("ipip", "vxlan")}", which costs 30 bytes more',
-        )
     if value not in ENCAPSULATIONS:
         reader.fail("Encapsulation", value, "is no encapsulation", f"Use one of {', '.join(ENCAPSULATIONS)}")
     return value

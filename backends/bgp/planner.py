@@ -1,8 +1,8 @@
 """bgp, the plan: what a node needs besides the routes, which its speaker learns (service.py).
 
-Rules: no overlay unless `Encapsulation` asks for one, and then the vxlan backend's device, as its planner makes it;
-the lease says AS and VNI for whoever reads it. Of a remote lease only the way in through the guard is planned here:
-the speaker's routes and the VTEPs behind them are the service's, and outlive the lease.
+Rules: no overlay unless `Encapsulation` asks for one, and then the vxlan or ipip backend's device, as its planner
+makes it; the lease says AS and VNI for whoever reads it. Of a remote lease only the way in through the guard is
+planned here: the speaker's routes and the VTEPs behind them are the service's, and outlive the lease.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import msgspec
 from backends import peering
 from backends.bgp import options
 from backends.bgp.options import BgpOptions
+from backends.ipip import KIND, IpipBackend
 from backends.vxlan import DEFAULT_PORT as VXLAN_PORT
 from backends.vxlan import VxlanBackend
 from netagent.contract import Context, LeaseData, Options, Plan, ServicePort, Tcp
-from netagent.model import Finding, Lease, NftElement
+from netagent.model import Family, Finding, Lease, Link, NftElement
 
 if TYPE_CHECKING:
     from backends.bgp.service import BgpService
@@ -34,28 +35,33 @@ class Bgp:
         return options.parse(raw)
 
     def ports(self, options: BgpOptions) -> tuple[int | Tcp, ...]:
-        return (Tcp(options.port), *((options.vxlan_port or VXLAN_PORT,) if options.tunnels else ()))
+        return (Tcp(options.port), *((options.vxlan_port or VXLAN_PORT,) if options.tunnel == "vxlan" else ()))
 
     def direct(self, options: BgpOptions) -> bool:
         routers = options.routers or any(rule.routers for rule in options.nodes)
-        return not options.tunnels or options.cross_subnet or bool(routers)
+        return not options.tunnel or options.cross_subnet or bool(routers)
 
     def mtu(self, context: Context) -> int:
-        if context.options.tunnels:
-            return VxlanBackend().mtu(tunnel(context))
+        if context.options.tunnel:
+            backend, inner = tunnel(context)
+            return backend.mtu(inner)
         return context.options.mtu or context.node.mtu
 
     def lease(self, context: Context) -> LeaseData:
         own: BgpOptions = context.options
         asn = own.asn_of(context.node.name, context.node.labels)
-        vtep = VxlanBackend().lease(tunnel(context)) if own.tunnels else LeaseData("", {}, {})
-        data = {family: {"AS": asn, **(part or {})} for family, part in ((4, vtep.data), (6, vtep.data6))}
+        more = LeaseData("")
+        if own.tunnel:
+            backend, inner = tunnel(context)
+            more = backend.lease(inner)
+        data = {family: {"AS": asn, **(part or {})} for family, part in ((4, more.data), (6, more.data6))}
         families = context.network.families
         return LeaseData(self.name, data[4] if 4 in families else None, data[6] if 6 in families else None)
 
     def base(self, context: Context) -> Plan:
-        if context.options.tunnels:
-            return VxlanBackend().base(tunnel(context))
+        if context.options.tunnel:
+            backend, inner = tunnel(context)
+            return backend.base(inner)
         node = context.node
         findings = [
             Finding(
@@ -96,11 +102,24 @@ def guard(*addresses: str | None) -> tuple[NftElement, ...]:
     return tuple(NftElement("peers6" if ":" in a else "peers4", a) for a in addresses if a is not None)
 
 
-def tunnel(context: Context) -> Context:
-    """The same context for the planner of the vxlan backend."""
-    return msgspec.structs.replace(context, options=context.options.vxlan)
+def tunnel(context: Context) -> tuple[VxlanBackend | IpipBackend, Context]:
+    """The backend whose tunnel is used, and the same context for its planner."""
+    options: BgpOptions = context.options
+    if options.tunnel == "vxlan":
+        return VxlanBackend(), msgspec.structs.replace(context, options=options.vxlan)
+    node = msgspec.structs.replace(context.node, mtu=options.mtu or context.node.mtu)
+    return IpipBackend(), msgspec.structs.replace(context, options=options.ipip, node=node)
 
 
-def tunnel_stands(context: Context) -> bool:
-    """Whether the VXLAN device can be ours."""
-    return context.options.tunnels and bool(VxlanBackend().base(tunnel(context)).objects)
+def tunnelled(context: Context) -> frozenset[Family]:
+    """The families that the tunnel can carry here: its devices can be made, and no other owner has them."""
+    if not context.options.tunnel:
+        return frozenset()
+    backend, inner = tunnel(context)
+    links = [obj for obj in backend.base(inner).objects if isinstance(obj, Link)]
+    if context.options.tunnel == "vxlan":
+        return frozenset(context.network.families if links else ())
+    if context.node.local(4) is None:
+        return frozenset()
+    able = {family for family in context.network.families if KIND[family] in context.facts.abilities}
+    return frozenset(able if links else able - {4})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from backends.bgp.members import BACKEND, Member
+from backends.bgp.part import Part
 from backends.bgp.sessions import Peering
 from bgp.aio import SetupError
 from bgp.peer import Peer
@@ -50,7 +51,7 @@ def why_down(peer: Peer) -> str:
 
 
 def summary(
-    speaker: Speaker | None, peering: Peering, role: str, wanted: str, installed: int, problem: Problem | None
+    speaker: Speaker | None, peering: Peering, part: Part, installed: int, problem: Problem | None
 ) -> dict[str, Any]:
     """Sessions in numbers, as JSON, as metrics and in a line."""
     names = [peer.name for peer in peering.peers]
@@ -64,8 +65,8 @@ def summary(
         "routes_installed": installed,
         "routes_received": _received(speaker),
     }
-    part = role if role == wanted else f"{role}, becoming {wanted}"
-    text = f"{part}: {len(up)} of {len(names)} BGP sessions up"
+    played = part.role if part.settled else f"{part.role}, becoming {part.wanted}"
+    text = f"{played}: {len(up)} of {len(names)} BGP sessions up"
     text += f" ({routers} of {len(peering.routers)} routers)" if peering.routers else ""
     text += f", {installed} routes"
     if problem is not None:

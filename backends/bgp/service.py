@@ -22,7 +22,9 @@ from typing import Any
 from backends.bgp import members, roles, sessions, show
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own
-from backends.bgp.planner import guard, tunnel_stands
+from backends.bgp.part import Part
+from backends.bgp.planner import tunnelled
+from backends.bgp.publishing import Publisher
 from backends.bgp.reports import Problem, established, findings, peer_states, summary
 from backends.bgp.roles import Seen
 from backends.bgp.sessions import Peering, Secret
@@ -35,11 +37,10 @@ from bgp.message import Family as Afi
 from bgp.message.nlri import address_text, parse_address
 from bgp.peer import SpeakerConfig
 from bgp.rib import Chosen
-from bgp.route import Kind
 from bgp.speaker import News, PrefixLimit, Speaker
 from netagent import files
 from netagent.contract import STOPPING, Context, ServicePort
-from netagent.model import Lease, NodeRecord, Route
+from netagent.model import Lease, NodeRecord
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,7 @@ class BgpService:
         self._records: Mapping[str, NodeRecord] = {}
         self._own: Own | None = None
         self._members: dict[str, Member] = {}
-        self._role = ""
-        self._wanted = ""
-        self._via: tuple[str, ...] = ()
-        self._able_since: float | None = None  # when the wanted part could first be played
-        self._wanted_since = 0.0
+        self._part = Part()
         self._secrets: dict[str, Secret] = {}
         self._peering = Peering((), frozenset(), frozenset())
         self._since: dict[str, float] = {}  # peer -> when it became one
@@ -77,9 +74,7 @@ class BgpService:
         self._driver: Driver | None = None
         self._ways: Ways | None = None
         self._originated: dict[str, Attributes] = {}
-        self._published: dict[str, Route] = {}
-        self._places: dict[str, object] = {}  # peer -> what is published under its name
-        self._not_installed: dict[str, str] = {}  # prefix -> why
+        self._publisher = Publisher(port)
         self._limits: dict[str, PrefixLimit] = {}
         self._said: dict[str, str] = {}  # peer -> why its session was last said to be down
         self._shared: dict[str, str] = {}
@@ -124,24 +119,28 @@ class BgpService:
                     await self._progress.wait()
 
     async def stop(self) -> None:
-        """`run` has said farewell; what is left is to speak of BGP no longer, and to forget who the peers were."""
+        """`run` has said farewell; what is left is to forget who the peers were."""
         self._state_file.unlink(missing_ok=True)
-        await self._port.share(members.shared(0, ""))
         self._state = "stopped"
 
     def status(self) -> Mapping[str, Any]:
         return {
             "state": self._state,
-            "role": self._role,
-            **summary(self.speaker, self._peering, self._role, self._wanted, len(self._published), self._problem),
+            "role": self._part.role,
+            **summary(self.speaker, self._peering, self._part, len(self._publisher.routes), self._problem),
             "peers": peer_states(
-                self._leases.values(), self._members, self._published, self._missing, self.speaker, self._young
+                self._leases.values(),
+                self._members,
+                self._publisher.routes,
+                self._missing,
+                self.speaker,
+                self._young,
             ),
         }
 
     def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
         now = self._driver.now() if self._driver is not None else 0.0
-        return show.view(name, arguments, self.speaker, now, self._published, self._not_installed)
+        return show.view(name, arguments, self.speaker, now, self._publisher)
 
     @property
     def speaker(self) -> Speaker | None:
@@ -150,8 +149,8 @@ class BgpService:
 
     def _missing(self, subnet: str) -> str:
         """Why a subnet has no route although somebody announces it, "" if nobody does."""
-        if subnet in self._not_installed:
-            return self._not_installed[subnet]
+        if reason := self._publisher.refused.get(subnet):
+            return reason
         afi, wire = nlri.parse(subnet)
         rib = self.speaker.ribs.get(afi) if self.speaker is not None else None
         for route in rib.candidates(wire) if rib is not None else ():
@@ -173,7 +172,11 @@ class BgpService:
             while True:
                 await self._once()
         except asyncio.CancelledError as error:
-            await self._leave(FAREWELL if error.args == (STOPPING,) else None)
+            if error.args == (STOPPING,):
+                await self._port.share(members.shared(0, ""))
+                await self._leave(FAREWELL)
+            else:
+                await self._leave(None)
             raise
         except BaseException:
             await self._leave(None)
@@ -204,21 +207,27 @@ class BgpService:
             return None
         told = self._told
         options: BgpOptions = context.options
-        if told == self._done and self._driver is not None and not self._moving(options) and not self._trouble:
-            self._report()
-            return self._next()
+        if told == self._done and self._driver is not None and not self._trouble:
+            seen = self._seen(asyncio.get_running_loop().time())
+            if not self._part.moves(options, self._members, seen):
+                self._report()
+                return self._next()
         node = context.node
         own = self._own = options.own(node.name, node.labels)
         self._members = members.members(options, node.name, self._records, self._leases.values())
         await self._read_secrets(options, own)
-        self._play(options, context)
-        if (shared := members.shared(own.asn, self._role, self._via)) != self._shared:
+        now, before = asyncio.get_running_loop().time(), self._part.role
+        self._part.update(options, node, self._records.get(node.name), self._members, self._seen(now), now)
+        if before not in ("", self._part.role):
+            log.info("this node was %s in BGP, and is %s now", before, self._part.role)
+        if (shared := members.shared(own.asn, self._part.role, self._part.via)) != self._shared:
             self._shared = shared
             await self._port.share(shared)
         config = sessions.speaker(context, own)
         if config is None:
             return None
-        self._peering = sessions.peering(context, own, self._role, self._wanted, self._members, self._secrets)
+        part = self._part
+        self._peering = sessions.peering(context, own, part.role, part.wanted, self._members, self._secrets)
         self._point_ways(context)
         await self._have_speaker(config)
         self._listen(options, context)
@@ -228,39 +237,6 @@ class BgpService:
         return self._next()
 
     # ------------------------------------------------------------------------------------------- parts of it
-
-    def _play(self, options: BgpOptions, context: Context) -> None:
-        """Which part this node plays: see roles.py."""
-        now = asyncio.get_running_loop().time()
-        node = context.node
-        wanted = roles.target(options, node.name, node.labels)
-        if not self._role:
-            said = members.role_in(self._records.get(node.name))
-            self._role = said if said in roles.ROLES else wanted
-            self._via = members.via_in(self._records.get(node.name))
-        seen = self._seen(now)
-        self._via = roles.via(options, self._via, self._members, seen)
-        if wanted != self._wanted:
-            self._wanted, self._wanted_since, self._able_since = wanted, now, None
-        if self._role == wanted:
-            return
-        if not roles.may_play(options, self._role, wanted, self._members, seen):
-            self._able_since = None
-            if not roles.impatient(self._role, wanted) or now - self._wanted_since < roles.PATIENCE:
-                return
-        elif wanted != roles.REFLECTOR:
-            self._able_since = now if self._able_since is None else self._able_since
-            if now - self._able_since < roles.SETTLE:
-                return
-        log.info("this node was %s in BGP, and is %s now", self._role, wanted)
-        self._role, self._able_since = wanted, None
-
-    def _moving(self, options: BgpOptions) -> bool:
-        """Whether our part, or what our record says of it, is about to change."""
-        if self._role != self._wanted:
-            return True
-        seen = self._seen(asyncio.get_running_loop().time())
-        return bool(options.reflectors) and roles.via(options, self._via, self._members, seen) != self._via
 
     def _seen(self, now: float) -> Seen:
         if self._driver is None:
@@ -335,7 +311,7 @@ class BgpService:
             log.info("BGP starts again; what stands is kept until %d peers have told everything", len(restarting))
         self._driver = driver
         self._originated = {}
-        self._swept = not self._published
+        self._swept = not self._publisher.routes
         self._limits.clear()
         self._since = dict.fromkeys(self._since, loop.time())
 
@@ -349,6 +325,7 @@ class BgpService:
                 speaker.remove_peer(name, now)
         self._released.clear()
         speaker.set_peers(self._peering.peers, now)
+        self._consider_limits(speaker, now)
         names = {peer.name for peer in self._peering.peers}
         self._since = {name: self._since.get(name, now) for name in names}
         wanted = sessions.originated(context, own)
@@ -359,38 +336,35 @@ class BgpService:
                 guarded = prefix in (context.node.v4, context.node.v6)
                 speaker.originate(*nlri.parse(prefix), attributes, guard=guarded)
         self._originated = wanted
-        self._publish_places()
+        assert self._ways is not None
+        self._publisher.places(self._ways, self._members, self._peering)
         try:
             self._driver.wake()
         except SetupError as error:
             self._problem = Problem.of(error, context.options.port)
 
-    def _publish_places(self) -> None:
-        """For each peer its element of the guard, and for each node behind the tunnel its VTEP."""
-        assert self._ways is not None
-        wanted: dict[str, tuple[Any, ...]] = {}
-        for name, member in self._members.items():
-            wanted[f"node/{name}"] = (*guard(member.v4, member.v6), *self._ways.vtep(name))
-        for peer in self._peering.peers:
-            if peer.name in self._peering.routers:
-                wanted[f"router/{peer.name}"] = guard(address_text(peer.address))
-        for name in self._places.keys() - wanted.keys():
-            self._port.publish(name, ())
-        for name, objects in wanted.items():
-            if self._places.get(name) != objects:
-                self._port.publish(name, objects)
-        self._places = dict(wanted)
+    def _consider_limits(self, speaker: Speaker, now: float) -> None:
+        """A router whose limit is another one now gets its session back."""
+        for name, limit in list(self._limits.items()):
+            peer = speaker.peers.get(name)
+            if peer is not None and peer.config.most_prefixes == limit.limit:
+                continue
+            del self._limits[name]
+            if peer is not None and limit.ended:
+                speaker.start_peer(name, now)
 
     def _next(self) -> float | None:
         """Seconds until time alone changes something: a part to play, a router that says no End-of-RIB."""
         left = self._unsettled()
-        if left <= 0 and not self._swept:
+        if left <= 0 and not self._swept and self.speaker is not None:
+            # What an earlier speaker has published, and this one does not know.
+            ribs = self.speaker.ribs.items()
+            self._publisher.sweep({nlri.text(afi, wire) for afi, rib in ribs for wire in rib.chosen})
             self._swept = True
-            self._sweep()
         if self._state != "running" and left <= 0:
             self._state = "running"
         waits = [left] if left > 0 else []
-        if self._role != self._wanted:
+        if not self._part.settled:
             waits.append(roles.SETTLE / 2)
         if self._problem is not None:
             waits.append(RETRY)
@@ -405,47 +379,20 @@ class BgpService:
 
     def _point_ways(self, context: Context) -> None:
         """The ways out of the host as they are now; what is reached in another way is decided and published anew."""
-        before, self._ways = self._ways, Ways(context, self._members, tunnel=tunnel_stands(context))
+        before, self._ways = self._ways, Ways(context, self._members, tunnelled(context))
         if before is None or self._driver is None or not self._ways.differs(before):
             return
         speaker = self._driver.speaker
         for afi, rib in speaker.ribs.items():
             rib.decide_anew()
             if not speaker.deferring:
-                self._install(afi, dict(rib.chosen))
+                self._publisher.install(self._ways, afi, rib.chosen)
 
     def _on_changes(self, changes: dict[Afi, dict[bytes, Chosen]]) -> None:
-        for afi, chosen in changes.items():
-            self._install(afi, chosen)
-        self._tell_progress()
-
-    def _install(self, afi: Afi, chosen: Mapping[bytes, Chosen]) -> None:
         assert self._ways is not None
-        for wire, routes in chosen.items():
-            dst = nlri.text(afi, wire)
-            learnt = [route for route in routes if route.source.kind is not Kind.LOCAL]
-            route, reason = None, ""
-            if learnt and len(learnt) == len(routes):
-                route, reason = self._ways.route(dst, [address_text(r.attributes.next_hop) for r in learnt])
-            if reason:
-                self._not_installed[dst] = reason
-            else:
-                self._not_installed.pop(dst, None)
-            if route is None:
-                if self._published.pop(dst, None) is not None:
-                    self._port.publish(f"route/{dst}", ())
-            elif self._published.get(dst) != route:
-                self._published[dst] = route
-                self._port.publish(f"route/{dst}", (route,))
-
-    def _sweep(self) -> None:
-        """After a start of its own: what an earlier speaker published and this one does not know goes."""
-        assert self._driver is not None
-        speaker = self._driver.speaker
-        known = {nlri.text(afi, wire) for afi, rib in speaker.ribs.items() for wire in rib.chosen}
-        for dst in self._published.keys() - known:
-            del self._published[dst]
-            self._port.publish(f"route/{dst}", ())
+        for afi, chosen in changes.items():
+            self._publisher.install(self._ways, afi, chosen)
+        self._tell_progress()
 
     def _on_news(self, name: str, news: News) -> None:
         if isinstance(news, Established):

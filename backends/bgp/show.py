@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from backends.bgp.publishing import Publisher
 from bgp import views
 from bgp.daemon import show
 from bgp.message import LocalError
 from bgp.speaker import Speaker
 from netagent.errors import UsageError
-from netagent.model import Route
 from netagent.status import describe
 
 VIEWS = ("peers", "routes", "received", "advertised", "log")
@@ -21,8 +21,7 @@ def view(
     arguments: Mapping[str, str],
     speaker: Speaker | None,
     now: float,
-    published: Mapping[str, Route],
-    not_installed: Mapping[str, str],
+    publisher: Publisher,
 ) -> Iterable[Any]:
     """The answer; a list, so that what is wrong with the question is raised here. UsageError."""
     if name not in VIEWS:
@@ -38,10 +37,10 @@ def view(
         raise UsageError(str(error), remedy="`netagent bgp peers` lists the peers") from None
     if name == "routes":
         for item in items:
-            route = published.get(item["prefix"])
+            route = publisher.routes.get(item["prefix"])
             item["installed"] = describe(route) if route is not None else ""
-            if item["prefix"] in not_installed:
-                item["not_installed"] = not_installed[item["prefix"]]
+            if item["prefix"] in publisher.refused:
+                item["not_installed"] = publisher.refused[item["prefix"]]
     return list(show.lines(name, bool(peer), items)) if arguments.get("text") else items
 
 

@@ -1,23 +1,24 @@
 """From next hops to ways out of this host, and from chosen routes to kernel objects. Pure.
 
 Rules: a next hop on the link is a plain gateway; one of another node is reached by the tunnel where the options have
-one; any other cannot be reached, and its routes are not installed. In the tunnel a node's VTEP is named by an address
-that depends on the node alone: its own over IPv4, over IPv6 the link-local one of its VTEP's MAC (the kernel refuses
-a gateway that is on the link of another device). MAC and forwarding entry follow from the node's id and address, so a
-lease that ended takes no way away.
+one; any other cannot be reached, and its routes are not installed. In the VXLAN tunnel a node's VTEP is named by an
+address that depends on the node alone: its own over IPv4, over IPv6 the link-local one of its VTEP's MAC (the kernel
+refuses a gateway that is on the link of another device). MAC and forwarding entry follow from the node's id and
+address, so a lease that ended takes no way away. IP in IP needs only the node's IPv4 address (backends/ipip.py).
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from backends import ipip
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions
-from backends.vxlan import device, vtep_mac
+from backends.vxlan import device, link_local, vtep_mac
 from netagent.contract import Context
-from netagent.model import Family, FdbEntry, Hop, Neighbour, NextHop, Object, Route, family_of
+from netagent.model import Family, FdbEntry, Hop, Link, Neighbour, NextHop, Object, Route, TunnelAttrs, family_of
 
 DIRECT, TUNNEL = 0, 1  # what a way costs: without the tunnel is better
 
@@ -35,12 +36,14 @@ class Way(NamedTuple):
 
 
 class Ways:
-    """The ways of one context; each next hop is looked at once. `tunnel` False: the VXLAN device cannot stand."""
+    """The ways of one context; each next hop is looked at once. `tunnelled`: families that the tunnel can carry."""
 
-    def __init__(self, context: Context, others: Mapping[str, Member], *, tunnel: bool = True) -> None:
+    def __init__(
+        self, context: Context, others: Mapping[str, Member], tunnelled: Collection[Family] = (4, 6)
+    ) -> None:
         self.context = context
         self._options: BgpOptions = context.options
-        self._tunnel = tunnel and self._options.tunnels
+        self._tunnelled = tunnelled
         self._others = others
         self._behind = {
             address: member.name
@@ -75,27 +78,25 @@ class Ways:
         dev = self.context.facts.on_link(next_hop)
         if dev is not None and dev.startswith("na-"):
             dev = None
-        if self._options.tunnels and member and not (dev is not None and self._options.cross_subnet):
-            if not self._tunnel:
-                return Way(problem="the VXLAN device cannot be made")
-            family = family_of(next_hop)
-            return Way(Hop(self.device(family), self.gateway(member, family), onlink=True), member)
+        if self._options.tunnel and member and not (dev is not None and self._options.cross_subnet):
+            return self._through(member, family_of(next_hop))
         if dev is not None:
             return Way(Hop(dev, next_hop))
         return Way(problem=f"next hop {next_hop} is not on a link of this host")
 
     # ------------------------------------------------------------------------------------------- the tunnel
 
-    def device(self, family: Family) -> str:
-        return device(self._options.vni, family)
-
-    def gateway(self, member: str, family: Family) -> str:
-        """What names the member's VTEP on our device."""
-        known = self._others[member]
-        if family == 4:
-            assert known.v4 is not None
-            return known.v4
-        return link_local(vtep_mac(known.id, self._options.vni, 6))
+    def _through(self, member: str, family: Family) -> Way:
+        """A member's next hop by the tunnel."""
+        known, tunnel = self._others[member], self._options.tunnel
+        if family not in self._tunnelled:
+            return Way(problem=f"the {tunnel} device for IPv{family} cannot be made")
+        if tunnel == "vxlan":
+            gateway = known.v4 if family == 4 else link_local(vtep_mac(known.id, self._options.vni, 6))
+            return Way(Hop(device(self._options.vni, family), gateway, onlink=True), member)
+        if known.v4 is None:
+            return Way(problem=f"{member} has no IPv4 address, which {tunnel} needs")
+        return Way(Hop(ipip.DEVICE, known.v4, onlink=True) if family == 4 else Hop(ipip.device6(known.v4)), member)
 
     def vtep(self, member: str) -> tuple[Object, ...]:
         """The objects that the routes to a member refer to; none where the member is reached without the tunnel."""
@@ -108,12 +109,21 @@ class Ways:
             if way.hop is None or way.member != member:
                 continue
             dev, gateway = way.hop.dev, way.hop.gateway
-            assert gateway is not None
-            mac = vtep_mac(self._others[member].id, self._options.vni, family)
+            if gateway is None:
+                objects.append(self._sit(dev, member))
+                continue
             if self._nexthops:
                 objects.append(NextHop(dev, gateway))
-            objects += [Neighbour(dev, gateway, mac), FdbEntry(dev, mac, endpoint)]
+            if self._options.tunnel == "vxlan":
+                mac = vtep_mac(self._others[member].id, self._options.vni, family)
+                objects += [Neighbour(dev, gateway, mac), FdbEntry(dev, mac, endpoint)]
         return tuple(objects)
+
+    def _sit(self, dev: str, member: str) -> Link:
+        """The device that carries IPv6 to a member inside IPv4."""
+        mtu = (self._options.mtu or self.context.node.mtu) - ipip.OVERHEAD
+        attrs = TunnelAttrs(local=self.context.node.local(4), remote=self._others[member].v4)
+        return Link(kind="sit", name=dev, mtu=mtu, tunnel=attrs)
 
     @property
     def _nexthops(self) -> bool:
@@ -129,22 +139,7 @@ class Ways:
         usable = list(dict.fromkeys(way for way in ways if way.hop is not None))
         if not usable:
             return None, next((way.problem for way in ways), "it has no next hop")
-        if len(usable) == 1 and usable[0].member and self._nexthops:
-            hop = usable[0].hop
-            assert hop is not None
-            assert hop.gateway is not None
-            return Route(dst, nexthop=(hop.dev, hop.gateway)), ""
         hops = sorted(way.hop for way in usable if way.hop is not None)
+        if len(hops) == 1 and usable[0].member and self._nexthops and (gateway := hops[0].gateway) is not None:
+            return Route(dst, nexthop=(hops[0].dev, gateway)), ""
         return Route(dst, tuple(hops)), ""
-
-
-def link_local(mac: str) -> str:
-    """The link-local address of a MAC (RFC 4291 appendix A)."""
-    octets = bytearray.fromhex(mac.replace(":", ""))
-    octets[0] ^= 2
-    return str(ipaddress.IPv6Address(bytes.fromhex("fe80000000000000") + octets[:3] + b"\xff\xfe" + octets[3:]))
-
-
-def tunnelled(ways: Ways, members: Iterable[str]) -> dict[str, tuple[Object, ...]]:
-    """The VTEP objects of each member that needs some."""
-    return {name: objects for name in members if (objects := ways.vtep(name))}

@@ -9,6 +9,7 @@ by its socket and compares digests; a successor takes its descriptors while pack
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import os
@@ -406,7 +407,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _background() -> bool:
     """Fork; True in the child, which has a session of its own and no ties to whoever started it but stderr."""
     if os.fork():
-        print("ready", flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever waited for it is gone; the next one adopts the engine
+            os.write(1, b"ready\n")
         return False
     os.setsid()
     os.chdir("/")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 import time
 import urllib.parse
 from pathlib import Path
@@ -20,6 +21,19 @@ from netagent.status import ObjectView, Peer, Status, Step
 T = TypeVar("T")
 
 DEADLINE = 12.0  # seconds; the agent itself gives up at 10
+
+
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_making = threading.Lock()
+
+
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """msgspec (0.22) makes what it knows of a type at its first use; two threads at once in that end the process."""
+    with _making:
+        found = _decoders.get(kind)
+        if found is None:
+            found = _decoders[kind] = msgspec.json.Decoder(kind)
+        return found
 
 
 class Client:
@@ -59,7 +73,7 @@ class Client:
 
     def _decoded(self, body: bytes, kind: Any) -> Any:
         try:
-            return msgspec.json.decode(body, type=kind)
+            return _decoder(kind).decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise NetagentError(
                 f"the agent's answer is not understood: {error}",

@@ -121,14 +121,18 @@ def commit_time() -> int:
     """Seconds since 1970 for every file in the package."""
     if text := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(text)
-    if (ROOT / ".git").exists():
+    if under_git():
         return int(run("git", "-C", str(ROOT), "log", "-1", "--format=%ct"))
     return int((ROOT / "CHANGELOG.md").stat().st_mtime)
 
 
+def under_git() -> bool:
+    return (ROOT / ".git").exists() and shutil.which("git") is not None
+
+
 def copy_source(target: Path) -> None:
     """What git would keep, as it is now; without git, what an archive of the source holds."""
-    if (ROOT / ".git").exists():
+    if under_git():
         listed = run("git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names: Iterable[Path] = map(Path, filter(None, listed.split("\0")))
     else:

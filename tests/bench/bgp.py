@@ -43,7 +43,7 @@ DAEMONS: dict[str, type[Router]] = {"ours": Ours, "bird": Bird, "frr": Frr, "gob
 RECEIVE_BARS = {10_000: 0.15, 100_000: 1.5}
 REFLECT_BAR, SESSIONS_BAR, RESET_BAR = 0.6, 0.5, 0.020
 CLIENTS, ROUNDS = 100, 3
-PATIENCE = 200.0
+PATIENCE = 400.0
 SLOW = 30.0
 """Seconds of a round after which there is no other one."""
 

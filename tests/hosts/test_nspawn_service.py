@@ -15,7 +15,7 @@ from tests.support.package import image
 
 pytestmark = [pytest.mark.nspawn, pytest.mark.etcd, pytest.mark.timeout(900)]
 
-BACKENDS = ("host-gw", "vxlan", "udp")
+BACKENDS = ("host-gw", "vxlan", "udp", "bgp")
 
 
 async def restarted(machine: Machine, before: str) -> None:

@@ -140,7 +140,12 @@ async def test_host_gw_across_a_router_is_a_finding(lab: VmLab) -> None:
 
 @pytest.mark.parametrize(
     "backend",
-    ["vxlan", "udp", "ipip", {"Type": "vxlan", "DirectRouting": True}, {"Type": "ipip", "DirectRouting": True}],
+    [
+        *("vxlan", "udp", "ipip"),
+        {"Type": "vxlan", "DirectRouting": True},
+        {"Type": "ipip", "DirectRouting": True},
+        {"Type": "bgp", "Encapsulation": "ipip-cross-subnet"},
+    ],
     ids=lambda value: value if isinstance(value, str) else f"{value['Type']}-direct",
 )
 async def test_backends_across_racks(lab: VmLab, backend: str | dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ class Watch:
         self.prefixes = prefixes
         self.missed: set[str] = set()
         self.looks = 0
+        self._over = False
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Watch:
@@ -33,11 +34,11 @@ class Watch:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._over = True
+        await self._task
 
     async def _look(self) -> None:
-        while True:
+        while not self._over:
             table = {**await self.router.routes("ipv4"), **await self.router.routes("ipv6")}
             self.missed |= set(self.prefixes) - set(table)
             self.looks += 1

@@ -71,11 +71,10 @@ async def test_a_request_is_answered_with_the_family_asked_for(routers: Routers)
         await probe.establish()
         await probe.knows("10.1.0.0/24", "fd01::/64")
         for family, prefix in (("ipv4", "10.1.0.0/24"), ("ipv6", "fd01::/64"), ("ipv4", "10.1.0.0/24")):
-            seen = len(probe.updates)
+            seen = len(probe.announced())
             probe.send(wire.message(wire.REFRESH, b"\0\2\0\x80"))  # VPN, never agreed on
             probe.send(wire.message(wire.REFRESH, wire.WIRE_FAMILIES[family][:2] + b"\0\1"))
-            new = await probe.new_updates(seen)
-            assert [prefix for each in new for prefix in each.announced] == [prefix]
+            assert await probe.new_routes(seen) == [prefix]
         await ours.ask_again(far.address)
         await probe.refreshed(2)
         assert set(probe.of(wire.REFRESH)) == {b"\0\1\0\1", b"\0\2\0\1"}

@@ -34,6 +34,8 @@ BACKENDS: tuple[str | dict[str, Any], ...] = (
     "udp",
     {"Type": "vxlan", "VNI": 7},
     {"Type": "vxlan", "DirectRouting": True},
+    "bgp",
+    {"Type": "bgp", "Encapsulation": "vxlan", "Mesh": False, "Reflectors": ["h1", "h2"]},
 )
 
 
@@ -238,4 +240,6 @@ async def converged(chaos: Chaos) -> None:
 def devices(lab: Lab) -> set[str]:
     """Names of the devices that the network's backend has on every host."""
     backend = lab.topology.config["Backend"]
-    return {"vxlan": {f"na-vx{backend.get('VNI', 1)}"}, "udp": {"na-tun"}, "host-gw": set()}[backend["Type"]]
+    tunnel = {f"na-vx{backend.get('VNI', 1)}"}
+    bgp = tunnel if backend.get("Encapsulation", "none") != "none" else set()
+    return {"vxlan": tunnel, "udp": {"na-tun"}, "host-gw": set(), "bgp": bgp}[backend["Type"]]

@@ -284,6 +284,15 @@ class Probe:
         await self._until(lambda: len(self.updates) > seen, "UPDATE")
         return self.updates[seen:]
 
+    async def new_routes(self, seen: int) -> list[str]:
+        """The prefixes announced after the first `seen` announcements, repetitions included; waits for the first."""
+        await self._until(lambda: len(self.announced()) > seen, "routes")
+        return self.announced()[seen:]
+
+    def announced(self) -> list[str]:
+        """Each announced prefix in order, as often as it came."""
+        return [prefix for each in self.updates for prefix in each.announced]
+
     async def notification(self) -> tuple[int, int, bytes]:
         """Code, subcode and data of the NOTIFICATION that ends the session."""
         await self._until(lambda: self.closed or bool(self.of(NOTIFICATION)), "NOTIFICATION")

@@ -68,20 +68,31 @@ class Bird(Router):
 
     async def routes(self, family: str = "ipv4") -> Table:
         table: Table = {}
+        restarting = await self._restarting()
         prefix, fields = "", {}
         lines = (await self.command(f"show route all table master{family[-1]}")).splitlines()
         for line in [*lines, "end end [end]"]:
-            if (start := re.match(r"(\S*)\s+\S+.*\[(\w+)", line)) and not line.startswith("\t"):
+            if (start := re.match(r"(\S*)\s+\S+.*?\[(\w+)", line)) and not line.startswith("\t"):
                 if fields:
-                    table.setdefault(prefix, []).append(_route(fields))
+                    table.setdefault(prefix, []).append(_route(fields, stale=fields["from"] in restarting))
                 prefix, fields = start[1] or prefix, {}
                 if not start[2].startswith("direct"):  # the network that the routers stand on
-                    fields = {"head": line}
+                    fields = {"from": start[2]}
             elif fields and (pair := re.match(r"\s+([\w.]+): (.*)", line)):
                 fields[pair[1]] = pair[2]
             elif fields and (via := re.match(r"\s+via (\S+)", line)):
                 fields.setdefault("via", via[1])
         return table
+
+    async def _restarting(self) -> set[str]:
+        """The neighbours whose routes are stale: BIRD marks no route."""
+        found, name = set(), ""
+        for line in (await self.command("show protocols all")).splitlines():
+            if line[:1].strip():
+                name = line.split()[0]
+            elif "graceful restart active" in line:
+                found.add(name)
+        return found
 
     # ----------------------------------------------------------------------------------------- operating
 
@@ -161,7 +172,7 @@ def _attributes(network: Network) -> str:
     return " ".join(parts)
 
 
-def _route(fields: dict[str, str]) -> RouteView:
+def _route(fields: dict[str, str], *, stale: bool) -> RouteView:
     def number(name: str) -> int | None:
         return int(fields[name]) if name in fields else None
 
@@ -178,5 +189,5 @@ def _route(fields: dict[str, str]) -> RouteView:
         pairs("BGP.large_community"),
         fields.get("BGP.originator_id", ""),
         tuple(fields.get("BGP.cluster_list", "").split()),
-        "s" in (re.search(r"\((?:\d+/?[\d?-]*)?(\w*)\)", fields["head"]) or ["", ""])[1],
+        stale,
     )

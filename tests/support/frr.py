@@ -23,6 +23,7 @@ class Frr(Router):
     async def launch(self, *, recovering: bool) -> None:
         (self.directory / "group").write_text("root:x:0:\nfrrvty:x:0:\n")
         (self.directory / "zebra.conf").write_text("hostname zebra\n")
+        self._held_back = recovering
         (self.directory / "bgpd.conf").write_text("\n".join(self._configuration()) + "\n")
         (self.directory / "bfdd.conf").write_text("hostname bfdd\n")
         daemons = ["zebra", "bgpd", *(["bfdd"] if self.site.options.get("bfdd") else [])]
@@ -53,6 +54,14 @@ class Frr(Router):
             return False
         log = (self.directory / "bgpd.log").read_text()
         assert "on config line" not in log, f"{self} does not take its configuration:\n{log}"
+        if self._held_back:
+            # only when its own networks are in the table: End-of-RIB goes out as soon as a session stands
+            known = {**await self.routes("ipv4"), **await self.routes("ipv6")}
+            if not all(network.prefix in known for network in self.site.networks):
+                return False
+            for peering in self.site.peerings:
+                await self.configure(f"no neighbor {peering.address} shutdown")
+            self._held_back = False
         return True
 
     async def command(self, *commands: str, daemon: str = "bgpd") -> str:
@@ -139,6 +148,8 @@ class Frr(Router):
             yield f"{neighbour} remote-as {peering.asn}"
             yield f"{neighbour} timers {max(1, peering.hold_time // 3)} {peering.hold_time}"
             yield f"{neighbour} timers connect 1"
+            if self._held_back:
+                yield f"{neighbour} shutdown"
             yield f"{neighbour} advertisement-interval 0"
             if peering.local_asn:
                 yield f"{neighbour} local-as {peering.local_asn}"

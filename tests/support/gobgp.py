@@ -37,6 +37,9 @@ class GoBgp(Router):
             self._told = True
             for network in self.site.networks:
                 await self._add(network)
+            # only now: End-of-RIB goes out as soon as a session stands, and routes come by command
+            for peering in self.site.peerings:
+                await self.command("neighbor", peering.address, "enable")
         return True
 
     async def command(self, *words: str) -> str:
@@ -105,7 +108,7 @@ class GoBgp(Router):
         for peering in site.peerings:
             local = site.address6 if ":" in peering.address else site.address
             yield f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{peering.address}"'
-            yield f"peer-as = {peering.asn}"
+            yield f"peer-as = {peering.asn}\nadmin-down = true"
             if peering.local_asn:
                 yield f"local-as = {peering.local_asn}"
             if peering.password:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 START_TIMEOUT = 30.0
 COMMAND_TIMEOUT = 20.0
-TIMEOUT = 12.0
+TIMEOUT = 40.0
 """Seconds for anything that a session or a route may take on a busy machine; it stays far below a test's own."""
 FAMILIES = ("ipv4", "ipv6")
 

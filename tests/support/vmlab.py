@@ -79,7 +79,8 @@ class VmLab:
         await vm.write("/etc/hostname", f"{vm.name}\n")
         await vm.write(PINGER, inspect.getsource(pinger))
         await vm.write(TCP, inspect.getsource(vmtcp))
-        await vm.sh(f"hostname {vm.name}; systemctl restart vm-net; systemctl enable --quiet netagent", timeout=120)
+        # Not by vm-net.service: a boot that is still under way would hold it up.
+        await vm.sh(f"hostname {vm.name}; ip -batch /etc/vm-net; systemctl enable --quiet netagent", timeout=300)
         await self.settings(vm)
 
     async def configure(self, vm: Vm) -> None:

@@ -383,3 +383,30 @@ def test_the_command_line_imports_no_server() -> None:
     code = f"import sys, netagent.api.client, netagent.cli.status; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+RACE = """
+import threading, time, typing
+from netagent.api.client import _decoder
+from netagent.status import Status
+
+evaluate = typing._eval_type
+
+def slowly(*args, **options):  # msgspec asks this while it gets to know a type: long enough for others to come
+    time.sleep(0.001)
+    return evaluate(*args, **options)
+
+typing._eval_type = slowly
+threads = [threading.Thread(target=lambda: _decoder(Status).decode(b'{"peers": {"total": 1}}')) for _ in range(4)]
+for thread in threads:
+    thread.start()
+    time.sleep(0.01)
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_two_threads_may_ask_at_once_from_the_start() -> None:
+    """msgspec 0.22 ends the process with a segmentation fault where two threads meet in the first use of a type."""
+    done = subprocess.run([sys.executable, "-c", RACE], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

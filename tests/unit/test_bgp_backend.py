@@ -10,11 +10,13 @@ import pytest
 from backends.bgp import members, roles, sessions
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, parse
-from backends.bgp.planner import Bgp, tunnel_stands
+from backends.bgp.part import Part
+from backends.bgp.planner import Bgp, tunnelled
 from backends.bgp.roles import CLIENT, EDGE, MESH, REFLECTOR, Seen, may_play, partners, target
 from backends.bgp.sessions import Secret
-from backends.bgp.ways import Ways, link_local
-from backends.vxlan import vtep_mac
+from backends.bgp.ways import Ways
+from backends.ipip import device6
+from backends.vxlan import link_local, vtep_mac
 from bgp.message import AsPath, Attributes, nlri
 from bgp.message.nlri import address_text
 from netagent.contract import Context, Tcp
@@ -25,6 +27,7 @@ from netagent.model import (
     FdbEntry,
     Hop,
     Lease,
+    Link,
     LinkFact,
     Neighbour,
     Network,
@@ -34,6 +37,7 @@ from netagent.model import (
     NodeRecord,
     Route,
     RouteFact,
+    TunnelAttrs,
     VxlanAttrs,
 )
 
@@ -84,7 +88,7 @@ def test_defaults() -> None:
     options = parse({}).value
     assert (options.asn, options.port, options.mesh, options.reflectors) == (64512, 179, True, ())
     assert (options.hold_time, options.restart_time, options.encapsulation) == (90, 120, "none")
-    assert not options.tunnels
+    assert not options.tunnel
 
 
 def test_everything_is_read_in_any_case() -> None:
@@ -115,7 +119,7 @@ def test_everything_is_read_in_any_case() -> None:
     parsed = parse(raw)
     assert parsed.findings == ()
     options: BgpOptions = parsed.value
-    assert (options.asn, options.mesh, options.cross_subnet, options.tunnels) == (65010, False, True, True)
+    assert (options.asn, options.mesh, options.cross_subnet, options.tunnel) == (65010, False, True, "vxlan")
     assert options.announceable == ("10.96.0.0/12", "192.0.2.0/24")
     assert options.communities == ((64512 << 16) + 100,)
     assert options.large == ((64512, 1, 2),)
@@ -142,8 +146,6 @@ def test_everything_is_read_in_any_case() -> None:
         ({"Reflectors": [1]}, "Backend.Reflectors[0]", "text"),
         ({"ClusterID": "7"}, "Backend.ClusterID", "cluster id"),
         ({"Encapsulation": "gre"}, "Backend.Encapsulation", "no encapsulation"),
-        ({"Encapsulation": "ipip"}, "Backend.Encapsulation", "no ipip tunnel"),
-        ({"Encapsulation": "ipip-cross-subnet"}, "Backend.Encapsulation", "no ipip tunnel"),
         ({"Communities": ["1"]}, "Backend.Communities", "no community"),
         ({"Communities": ["70000:1"]}, "Backend.Communities", "no community"),
         ({"Announce": ["10.0.0.1/8"]}, "Backend.Announce[0].Prefix", "host bits"),
@@ -300,6 +302,53 @@ def test_an_edge_needs_its_router_to_leave_the_mesh() -> None:
     assert not may_play(options, MESH, EDGE, others, Seen(("h2",)))
     assert may_play(options, MESH, EDGE, others, Seen(("h2",), ("tor",)))
     assert partners(options, EDGE, EDGE, {"h2": member("h2", 12, "edge")}) == {}
+
+
+def test_a_part_goes_on_from_the_record_and_changes_after_a_moment() -> None:
+    options = parse({"Mesh": False, "Reflectors": ["h2"]}).value
+    node, others = context().node, {"h2": member("h2", 12, "reflector")}
+    part, told = Part(), Seen(("h2",))
+    part.update(options, node, record("h1", 11, role="mesh"), others, Seen(), 100.0)
+    assert (part.role, part.wanted, part.via) == ("mesh", "client", ())
+    for now, role in ((100.1, "mesh"), (100.1 + roles.SETTLE / 2, "mesh"), (100.1 + roles.SETTLE, "client")):
+        part.update(options, node, None, others, told, now)
+        assert part.role == role
+    assert part.via == ("h2",)
+    assert not part.moves(options, others, told)
+    # What was told once stays told: a session that flaps writes no record.
+    assert not part.moves(options, others, Seen())
+
+
+def test_a_reason_that_goes_away_meanwhile_starts_the_wait_anew() -> None:
+    options = parse({"Mesh": False, "Reflectors": ["h2"]}).value
+    node, others = context().node, {"h2": member("h2", 12, "reflector")}
+    part = Part()
+    part.update(options, node, record("h1", 11, role="mesh"), others, Seen(("h2",)), 0.0)
+    part.update(options, node, None, others, Seen(), 0.9)
+    part.update(options, node, None, others, Seen(("h2",)), 1.0)
+    part.update(options, node, None, others, Seen(("h2",)), 1.9)
+    assert part.role == "mesh"
+    part.update(options, node, None, others, Seen(("h2",)), 2.0)
+    assert part.role == "client"
+
+
+def test_nobody_waits_for_ever_to_enter_the_mesh() -> None:
+    options, node, part = parse({}).value, context().node, Part()
+    others = {"h2": member("h2", 12, "mesh")}
+    part.update(options, node, record("h1", 11, role="client"), others, Seen(), 0.0)
+    part.update(options, node, None, others, Seen(), roles.PATIENCE - 0.1)
+    assert part.role == "client"
+    part.update(options, node, None, others, Seen(), roles.PATIENCE)
+    assert part.role == "mesh"
+
+
+def test_a_first_start_plays_what_the_options_say() -> None:
+    part = Part()
+    part.update(parse({}).value, context().node, None, {}, Seen(), 0.0)
+    assert (part.role, part.settled) == ("mesh", True)
+    part = Part()
+    part.update(parse({}).value, context().node, record("h1", 11, role="nonsense"), {}, Seen(), 0.0)
+    assert part.role == "mesh"
 
 
 # ------------------------------------------------------------------------------------------------ sessions
@@ -500,6 +549,40 @@ def test_with_the_tunnel_always() -> None:
     assert ways.to("192.168.50.12").metric == 1
 
 
+def able(ctx: Context, *more: str) -> Context:
+    found = Facts(ctx.facts.links, ctx.facts.addresses, ctx.facts.routes, ctx.facts.abilities | set(more))
+    return msgspec.structs.replace(ctx, facts=found)
+
+
+def test_inside_ip() -> None:
+    others = {"h2": member("h2", 12), "h3": member("h3", 13, v4="192.168.70.13", v6="fd70::13")}
+    ctx = able(context({"Encapsulation": "ipip-cross-subnet"}, v6=True), "ipip", "sit")
+    assert tunnelled(ctx) == {4, 6}
+    ways = Ways(ctx, others, tunnelled(ctx))
+    sit = device6("192.168.70.13")
+    assert ways.vtep("h2") == ()
+    assert ways.vtep("h3") == (
+        NextHop("na-ipip", "192.168.70.13"),
+        Link(kind="sit", name=sit, mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11", remote="192.168.70.13")),
+    )
+    assert ways.route("10.5.73.0/24", ["192.168.70.13"])[0] == Route(
+        "10.5.73.0/24", nexthop=("na-ipip", "192.168.70.13")
+    )
+    assert ways.route("fc00:5:0:9::/64", ["fd70::13"])[0] == Route("fc00:5:0:9::/64", (Hop(sit),))
+    assert Bgp().mtu(ctx) == 1480
+    assert [o.name for o in Bgp().base(ctx).objects if isinstance(o, Link)] == ["na-ipip"]
+    assert Bgp().ports(ctx.options) == (Tcp(179),)
+
+
+def test_inside_ip_where_the_kernel_cannot() -> None:
+    others = {"h3": member("h3", 13, v4="192.168.70.13", v6="fd70::13"), "h4": member("h4", 14, v4=None)}
+    ctx = able(context({"Encapsulation": "ipip"}, v6=True), "sit")
+    ways = Ways(ctx, others, tunnelled(ctx))
+    assert "cannot be made" in ways.to("192.168.70.13").problem
+    assert ways.to("fd70::13").hop == Hop(device6("192.168.70.13"))
+    assert "no IPv4 address" in ways.to("fd50::14").problem
+
+
 def test_equal_ways_are_used_at_once() -> None:
     ways = Ways(context(), {})
     route, _ = ways.route("10.5.72.0/24", ["192.168.50.13", "192.168.50.12", "192.168.99.1", "192.168.50.13"])
@@ -516,10 +599,10 @@ def test_a_prefix_that_the_host_has_itself_is_left_to_it() -> None:
 def test_a_vxlan_device_of_another_owner_leaves_no_tunnel() -> None:
     foreign = LinkFact(name="flannel.1", index=9, kind="vxlan", vxlan=VxlanAttrs(vni=1, port=8472))
     ctx = context({"Encapsulation": "vxlan"})
-    assert tunnel_stands(ctx)
+    assert tunnelled(ctx) == {4}
     taken = msgspec.structs.replace(ctx, facts=facts(links={**LINKS, "flannel.1": foreign}))
-    assert not tunnel_stands(taken)
-    ways = Ways(taken, {"h2": member("h2", 12)}, tunnel=False)
+    assert not tunnelled(taken)
+    ways = Ways(taken, {"h2": member("h2", 12)}, tunnelled(taken))
     assert ways.to("192.168.50.12").metric is None
 
 

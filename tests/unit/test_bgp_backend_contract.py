@@ -62,5 +62,7 @@ def test_a_retiring_service_gives_way_to_the_peers_own_plans(tmp_path: Path) -> 
     reconciler.drop("peer/10.5.72.0-24")
     assert effective(learnt.key) == learnt, "and still stands where nobody plans anything"
     port.set_rank(RANK_SERVICE)
-    port.withdraw()
+    port.close()
     assert reconciler.claims(learnt.key) == []
+    port.publish("best/10.5.72.0/24", [learnt])
+    assert reconciler.claims(learnt.key) == [], "what comes late is no successor's"

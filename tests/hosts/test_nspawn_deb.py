@@ -1,0 +1,62 @@
+"""The Debian package itself: what is in it, that two builds are one, what lintian says, and the other release."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.package import ROOT, build, package, run
+
+pytestmark = [pytest.mark.nspawn, pytest.mark.timeout(900)]
+
+# One of each kind; the rest follows from it.
+PARTS = (
+    "./etc/netagent/netagent.toml",
+    "./opt/netagent/pyvenv.cfg",
+    "./usr/bin/netagent",
+    "./usr/lib/systemd/system/netagent.service",
+    "./usr/lib/systemd/network/10-netagent.network",
+    "./usr/lib/systemd/network/10-netagent.link",
+    "./usr/lib/NetworkManager/conf.d/10-netagent.conf",
+    "./usr/share/man/man1/netagent.1.gz",
+    "./usr/share/man/man5/netagent.toml.5.gz",
+    "./usr/share/bash-completion/completions/netagent",
+    "./usr/share/zsh/vendor-completions/_netagent",
+    "./usr/share/fish/vendor_completions.d/netagent.fish",
+)
+
+
+def test_what_is_in_it() -> None:
+    listed = run("dpkg-deb", "--contents", package()).splitlines()
+    names = [line.split()[5] for line in listed]
+    assert [part for part in PARTS if part not in names] == []
+    assert [name for name in names if name.endswith((".pyc", "direct_url.json")) or "/tests/" in name] == []
+    assert {line.split()[1] for line in listed} == {"root/root"}
+    assert {line[5] + line[8] for line in listed if line[0] != "l"} == {"--"}  # nobody else may write
+    assert run("dpkg-deb", "--info", package(), "conffiles") == "/etc/netagent/netagent.toml\n"
+
+
+def test_the_same_source_gives_the_same_package(tmp_path: Path) -> None:
+    again = build(tmp_path)
+    assert again.name == package().name
+    assert again.read_bytes() == package().read_bytes()
+
+
+def test_lintian_finds_no_error() -> None:
+    command = [str(ROOT / ".tools/bin/lintian"), "--allow-root", "--no-cfg", "--tag-display-limit=0", str(package())]
+    if not Path(command[0]).exists():
+        command[0] = "lintian"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert [line for line in done.stdout.splitlines() if line.startswith("E:")] == [], done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_another_release_builds_installs_and_runs_it(tmp_path: Path) -> None:
+    """In a chroot of it (scripts/deb-in): Debian 13 with Python 3.13, or 12 where the tests run on that."""
+    here, there = ("deb13", "deb12") if "~deb13" in package().name else ("deb12", "deb13")
+    made = Path(run(ROOT / "scripts/deb-in", "trixie" if there == "deb13" else "bookworm", tmp_path).strip())
+    assert made.exists()
+    assert made.name == package().name.replace(here, there)
