@@ -77,6 +77,14 @@ def test_an_ip_in_ip_device() -> None:
     )
 
 
+def test_the_local_address_of_a_tunnel_is_no_mac() -> None:
+    data = links.create("ipip", "na-ipip", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11"))
+    data += message.attribute(1, bytes((192, 168, 50, 11)))  # IFLA_ADDRESS, as Linux tells it
+    told = links.decode(data, message.HEADER.size, len(data))
+    assert told is not None
+    assert (told.name, told.mac) == ("na-ipip", "")
+
+
 def test_a_device_that_puts_ipv6_into_ipv4() -> None:
     """ip link add na-sit mtu 1480 type sit mode ip6ip local 192.168.50.11 ttl 64 pmtudisc"""
     data = links.create("sit", "na-sit", 1480, None, tunnel=TunnelAttrs(local="192.168.50.11"))

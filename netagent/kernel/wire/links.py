@@ -193,7 +193,7 @@ def decode(data: bytes, start: int, end: int) -> LinkMessage | None:
             kind,
             flags,
             _u32(found.get(_MTU)),
-            found.get(_ADDRESS, b"").hex(":"),
+            found.get(_ADDRESS, b"").hex(":") if kind not in _TUNNELS else "",  # theirs is the local IP address
             text(found.get(_IFALIAS, b"")),
             _u32(found.get(_MASTER)),
             parent,
