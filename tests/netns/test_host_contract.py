@@ -71,7 +71,9 @@ OBJECTS: dict[str, Object] = {
         kind="vxlan", name="na-vx9", mtu=1400, mac="02:00:00:00:09:01", vxlan=VxlanAttrs(vni=9, port=4789)
     ),
     "ipip": IPIP,
-    "sit": Link(kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11")),
+    "sit": Link(
+        kind="sit", name="na-sit", mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11", remote="192.168.50.12")
+    ),
     "address": Address("na-vx7", "10.5.59.1", 24),
     "address6": Address("na-vx7", "fc00:0:0:59::1", 64),
     "address-link": Address("na-vx7", "10.5.59.2", 32, "host"),
