@@ -92,6 +92,10 @@ class Snapshot:
         self._prefixes = prefixes
         self._batches: list[Batch] = []
 
+    def __len__(self) -> int:
+        """How many prefixes there are in all."""
+        return len(self._prefixes)
+
     def batch(self, number: int) -> Batch | None:
         """The slice of that number, which are asked for in order; None behind the last."""
         if number == len(self._batches):

@@ -194,7 +194,7 @@ class Advertising:
                 behind.position += 1
                 for data, count in batch.octets(member):
                     self._send(member, data, count)
-                return SLICE
+                return min(SLICE, len(behind.snapshot))
             behind.snapshot = None
             del behind.everything[family]
             return 1
