@@ -169,6 +169,7 @@ async def test_backends_across_racks(lab: VmLab, backend: str | dict[str, Any]) 
 
 async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmLab) -> None:
     """iproute2 as the oracle of what our own codec asked the kernel for."""
+    await lab.set_config(**topology.IPV6_NETWORK)
     await lab.set_backend("ipip")
     await lab.ready()
     links = {link["ifname"]: link for link in json.loads((await lab["h1"].exec("ip", "-d", "-j", "link")).out)}
