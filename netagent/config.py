@@ -13,13 +13,13 @@ import os
 import re
 import socket
 import tomllib
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
+from netagent import setting_values as values
 from netagent.errors import ConfigError
 from netagent.model import Finding
 from netagent.network_config import nearest
@@ -29,8 +29,6 @@ PREFIX = "NETAGENT_"
 # Variables that others read: not settings, and no typing mistakes either.
 _OTHER_VARIABLES = frozenset({"CONFIG", "DEBUG", "ETCD_PASSWORD", "LAB_DIR", "LIBNFTABLES"})
 # A path element in etcd and a label in views.
-NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z")
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/=-]{0,127}\Z")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,159 +84,6 @@ class Option(NamedTuple):
         return PREFIX + self.name.upper()
 
 
-# ------------------------------------------------------------------------------------------------- value types
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("write text, in quotes")
-    return value
-
-
-def _path(value: Any) -> Path:
-    path = _optional_path(value)
-    if path is None:
-        raise ValueError("write a path")
-    return path
-
-
-def _optional_path(value: Any) -> Path | None:
-    if "\0" in _text(value):
-        raise ValueError("write a path, which has no zero bytes")
-    return Path(value) if value else None
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return tuple(word for part in value.split(",") if (word := part.strip()))
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(word for item in value for word in _words(item))
-    raise ValueError('write a list of text such as ["one", "two"]')
-
-
-def _endpoints(value: Any) -> tuple[str, ...]:
-    words = _words(value)
-    if not words:
-        raise ValueError("write at least one endpoint such as http://127.0.0.1:2379")
-    return words
-
-
-def _patterns(value: Any) -> tuple[str, ...]:
-    """Regular expressions: a comma may be part of one, so text is one expression."""
-    patterns = (value,) if isinstance(value, str) else value
-    if not isinstance(patterns, list | tuple) or not all(isinstance(item, str) for item in patterns):
-        raise ValueError('write a list of regular expressions such as ["eth.*"]')
-    for pattern in patterns:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # a set that may mean something else some day
-                re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-    return tuple(item for item in patterns if item)
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError("write true or false")
-
-
-def _number(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"write a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _duration(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        seconds = value
-        if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,9})([smhd]?)", value)):
-            seconds = int(match[1]) * _UNITS[match[2]]
-        if not isinstance(seconds, int) or isinstance(seconds, bool) or not low <= seconds <= high:
-            raise ValueError(f"write seconds from {low} to {high}, or a duration such as 30s or 24h")
-        return seconds
-
-    return read
-
-
-def _choice(*words: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value not in words:
-            raise ValueError(f"write one of {', '.join(words)}")
-        return str(value)
-
-    return read
-
-
-def _address(family: socket.AddressFamily) -> Callable[[Any], str | None]:
-    def read(value: Any) -> str | None:
-        if not _text(value):
-            return None
-        try:
-            return socket.inet_ntop(family, socket.inet_pton(family, value))
-        except (OSError, ValueError):
-            example = "192.168.50.11" if family == socket.AF_INET else "fd00:50::11"
-            raise ValueError(f"write an address such as {example}") from None
-
-    return read
-
-
-def _any_address(value: Any) -> str | None:
-    if not _text(value):
-        return None
-    return _address(socket.AF_INET6 if ":" in value else socket.AF_INET)(value)
-
-
-def _prefix(value: Any) -> str:
-    cleaned = re.sub(r"/+", "/", _text(value)).rstrip("/")
-    if not cleaned or not cleaned.isprintable():
-        raise ValueError("write a path such as /coreos.com/network")
-    return cleaned
-
-
-def _name(value: Any) -> str:
-    name = _text(value)
-    if name and not NODE_NAME.match(name):
-        raise ValueError("write a name of letters, digits, dots, dashes and underscores")
-    return name
-
-
-def _labels(value: Any) -> tuple[str, ...]:
-    labels = _words(value)
-    for label in labels:
-        if not LABEL.match(label):
-            raise ValueError(f"{label!r} is no label: write letters, digits and . _ / = - such as rack=r1")
-    return tuple(sorted(set(labels)))
-
-
-def _nft_name(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", _text(value)):
-        raise ValueError("write a table name of letters, digits, dashes and underscores")
-    return str(value)
-
-
-def _listen(value: Any) -> str:
-    if not _text(value):
-        return ""
-    host, _, port = value.rpartition(":")
-    numeric = port.isascii() and port.isdigit() and int(port) < 65536
-    if not numeric or not host or (":" in host and host[0] != "["):
-        raise ValueError("write ADDRESS:PORT, such as 127.0.0.1:9480 or [::1]:9480")
-    return str(value)
-
-
 # ------------------------------------------------------------------------------------------------------ options
 
 OPTIONS: tuple[Option, ...] = (
@@ -248,7 +93,7 @@ OPTIONS: tuple[Option, ...] = (
         "URL,...",
         "client addresses of etcd's members, separated by commas; one that answers is used, the others are for when "
         "it fails",
-        _endpoints,
+        values.endpoints,
         '["http://127.0.0.1:2379"]',
     ),
     Option(
@@ -256,7 +101,7 @@ OPTIONS: tuple[Option, ...] = (
         "etcd",
         "PATH",
         "where the network lives in etcd; flannel's default, so that both can share one network",
-        _prefix,
+        values.prefix,
         '"/coreos.com/network"',
     ),
     Option(
@@ -264,18 +109,18 @@ OPTIONS: tuple[Option, ...] = (
         "etcd",
         "FILE",
         "certificate authority that signed etcd's certificate (PEM); without it the system's authorities count",
-        _optional_path,
+        values.optional_path,
         '""',
     ),
-    Option("etcd_certfile", "etcd", "FILE", "client certificate to show to etcd (PEM)", _optional_path, '""'),
-    Option("etcd_keyfile", "etcd", "FILE", "key of the client certificate (PEM)", _optional_path, '""'),
-    Option("etcd_username", "etcd", "NAME", "user to log in to etcd as, where etcd demands one", _text, '""'),
+    Option("etcd_certfile", "etcd", "FILE", "client certificate to show to etcd (PEM)", values.optional_path, '""'),
+    Option("etcd_keyfile", "etcd", "FILE", "key of the client certificate (PEM)", values.optional_path, '""'),
+    Option("etcd_username", "etcd", "NAME", "user to log in to etcd as, where etcd demands one", values.text, '""'),
     Option(
         "etcd_password_file",
         "etcd",
         "FILE",
         "file whose first line is the user's password, readable by root only; or set NETAGENT_ETCD_PASSWORD",
-        _optional_path,
+        values.optional_path,
         '""',
     ),
     Option(
@@ -283,7 +128,7 @@ OPTIONS: tuple[Option, ...] = (
         "node",
         "NAME",
         "name of this node in the cluster, different on every host; the hostname if not given",
-        _name,
+        values.name,
         '""',
     ),
     Option(
@@ -292,7 +137,7 @@ OPTIONS: tuple[Option, ...] = (
         "LABEL,...",
         "labels of this node, separated by commas, by which the network's configuration can choose nodes "
         "(route reflectors, the routers of a rack)",
-        _labels,
+        values.labels,
         "[]",
     ),
     Option(
@@ -301,7 +146,7 @@ OPTIONS: tuple[Option, ...] = (
         "NAME|ADDRESS",
         "interface that carries the traffic to the other nodes, by name or address; repeat it to try several in "
         "order. Without it: the interface of the default route",
-        _words,
+        values.words,
         "[]",
         many=True,
     ),
@@ -310,7 +155,7 @@ OPTIONS: tuple[Option, ...] = (
         "interface",
         "REGEX",
         "like --iface, by a regular expression on names and addresses; tried after --iface; may be repeated",
-        _patterns,
+        values.patterns,
         "[]",
         many=True,
     ),
@@ -319,7 +164,7 @@ OPTIONS: tuple[Option, ...] = (
         "interface",
         "ADDRESS",
         "take the interface that the kernel would use to reach this address",
-        _any_address,
+        values.any_address,
         '""',
     ),
     Option(
@@ -327,7 +172,7 @@ OPTIONS: tuple[Option, ...] = (
         "interface",
         "ADDRESS",
         "IPv4 address at which the other nodes reach this one, if it is not the interface's own (NAT)",
-        _address(socket.AF_INET),
+        values.address(socket.AF_INET),
         '""',
     ),
     Option(
@@ -335,7 +180,7 @@ OPTIONS: tuple[Option, ...] = (
         "interface",
         "ADDRESS",
         "IPv6 address at which the other nodes reach this one, if it is not the interface's own",
-        _address(socket.AF_INET6),
+        values.address(socket.AF_INET6),
         '""',
     ),
     Option(
@@ -344,7 +189,7 @@ OPTIONS: tuple[Option, ...] = (
         "FILE",
         "where to write the subnet and the MTU for container engines to read (FLANNEL_* variables); "
         "RUN_DIR/subnet.env if not given",
-        _path,
+        values.path,
         '"/run/netagent/subnet.env"',
     ),
     Option(
@@ -352,7 +197,7 @@ OPTIONS: tuple[Option, ...] = (
         "host",
         "BOOL",
         "masquerade traffic that leaves the network for elsewhere, with this host's address",
-        _boolean,
+        values.boolean,
         "false",
         switch=True,
     ),
@@ -362,19 +207,24 @@ OPTIONS: tuple[Option, ...] = (
         "BOOL",
         "put tagged accepts where other firewall tools offer a place for them (DOCKER-USER, a firewalld zone); "
         "without it they are only reported when they drop the network's traffic",
-        _boolean,
+        values.boolean,
         "false",
         switch=True,
     ),
     Option(
-        "firewall_table", "host", "NAME", "name of the nft table (family inet) that is ours", _nft_name, '"netagent"'
+        "firewall_table",
+        "host",
+        "NAME",
+        "name of the nft table (family inet) that is ours",
+        values.nft_name,
+        '"netagent"',
     ),
     Option(
         "route_protocol",
         "host",
         "NUMBER",
         "protocol number that marks our routes; must be no other program's (80 is Calico's, 12 BIRD's)",
-        _number(5, 255),
+        values.number(5, 255),
         "110",
     ),
     Option(
@@ -382,7 +232,7 @@ OPTIONS: tuple[Option, ...] = (
         "lease",
         "DURATION",
         "how long this host's subnet stays reserved for it when it is gone",
-        _duration(5, 31536000),
+        values.duration(5, 31536000),
         '"24h"',
     ),
     Option(
@@ -390,7 +240,7 @@ OPTIONS: tuple[Option, ...] = (
         "lease",
         "DURATION",
         "after how long without a sign of life the other nodes show this one as down (it keeps its routes)",
-        _duration(3, 3600),
+        values.duration(3, 3600),
         '"15s"',
     ),
     Option(
@@ -398,16 +248,16 @@ OPTIONS: tuple[Option, ...] = (
         "paths",
         "DIR",
         "what must survive a reboot: the node's id, its subnet, the last known peers",
-        _path,
+        values.path,
         '"/var/lib/netagent"',
     ),
-    Option("run_dir", "paths", "DIR", "sockets and other files of the running agent", _path, '"/run/netagent"'),
+    Option("run_dir", "paths", "DIR", "sockets and other files of the running agent", values.path, '"/run/netagent"'),
     Option(
         "socket_group",
         "paths",
         "GROUP",
         "group that may read the agent's status through its socket; only root if not given",
-        _text,
+        values.text,
         '""',
     ),
     Option(
@@ -415,7 +265,7 @@ OPTIONS: tuple[Option, ...] = (
         "paths",
         "ADDRESS:PORT",
         "serve /metrics, /healthz and /readyz on this TCP address as well; off if not given",
-        _listen,
+        values.listen,
         '""',
     ),
     Option(
@@ -423,10 +273,12 @@ OPTIONS: tuple[Option, ...] = (
         "log",
         "LEVEL",
         "debug, info, warning or error",
-        _choice("debug", "info", "warning", "error"),
+        values.choice("debug", "info", "warning", "error"),
         '"info"',
     ),
-    Option("log_format", "log", "FORMAT", "text or json (a JSON object a line)", _choice("text", "json"), '"text"'),
+    Option(
+        "log_format", "log", "FORMAT", "text or json (a JSON object a line)", values.choice("text", "json"), '"text"'
+    ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -497,17 +349,17 @@ def load(
 ) -> Settings:
     """The settings. ConfigError names the source of a bad value."""
     flags = vars(args) if args is not None else {}
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value, where in _sources(flags, environ):
         try:
-            values[name] = _BY_NAME[name].read(value)
+            found[name] = _BY_NAME[name].read(value)
         except ValueError as error:
             raise ConfigError(f"{value!r} is not a value of {name}", where=where, remedy=_sentence(error)) from None
-    if "run_dir" in values and "subnet_file" not in values:
-        values["subnet_file"] = values["run_dir"] / "subnet.env"
-    if not values.get("node_name"):
-        values["node_name"] = _hostname(hostname())
-    settings = Settings(**values)
+    if "run_dir" in found and "subnet_file" not in found:
+        found["subnet_file"] = found["run_dir"] / "subnet.env"
+    if not found.get("node_name"):
+        found["node_name"] = _hostname(hostname())
+    settings = Settings(**found)
     if bool(settings.etcd_certfile) != bool(settings.etcd_keyfile):
         raise ConfigError(
             "a client certificate needs both etcd_certfile and etcd_keyfile",
@@ -574,7 +426,7 @@ def _line(text: str, key: str) -> int:
 
 
 def _hostname(name: str) -> str:
-    if not NODE_NAME.match(name):
+    if not values.NODE_NAME.match(name):
         raise ConfigError(
             f"the hostname {name!r} cannot be this node's name",
             where="node_name",

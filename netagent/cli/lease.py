@@ -245,14 +245,14 @@ def _check_free(cluster: Cluster, key: str, v4: str | None, v6: str | None) -> N
 
 def _new(cluster: Cluster, args: argparse.Namespace) -> tuple[bytes, Owner | None]:
     """Value and owner of a reservation for a node by name, or for a host by address."""
-    from netagent import config
+    from netagent import setting_values
     from netagent.store import schema
 
     if not args.node and not args.host:
         raise UsageError(
             "for whom?", where="netagent lease reserve", remedy="Give --node NAME or --public-ip ADDRESS"
         )
-    if args.node and not config.NODE_NAME.match(args.node):
+    if args.node and not setting_values.NODE_NAME.match(args.node):
         raise UsageError("no node can have that name", where=f"--node {args.node}", remedy="Correct it")
     known = cluster.nodes.get(args.node) if args.node else None
     addresses = (args.host,) if args.host else known.addresses if known is not None else ()

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from netagent import subnet_env
+from netagent import setting_values, subnet_env
 from netagent.api.client import Client, _refused
 from netagent.api.server import parse_listen
-from netagent.config import NODE_NAME, OPTIONS, Settings, default_file, load
+from netagent.config import OPTIONS, Settings, default_file, load
 from netagent.errors import ConfigError, NetagentError
 from netagent.identity import load_identity
 from netagent.kernel.journal import Entry, Journal
@@ -68,7 +68,7 @@ def settings(data: bytes) -> None:
         assert error.message
         assert error.remedy
         return
-    assert NODE_NAME.match(found.node_name)
+    assert setting_values.NODE_NAME.match(found.node_name)
     for name in Settings.__struct_fields__:
         value = getattr(found, name)
         assert not isinstance(value, Path) or "\0" not in str(value)
