@@ -61,15 +61,7 @@ class HostGw:
     def peer(self, context: Context, lease: Lease) -> Plan:
         if lease.backend != self.name:
             return Plan((), (peering.other_backend(self.name, lease),))
-        objects: list[Object] = []
-        findings: list[Finding] = []
-        for family in context.network.families:
-            if lease.subnet(family) is None:
-                continue
-            reason = self._route(context, lease, family, objects)
-            if reason is not None:
-                findings.append(reason)
-        return Plan(tuple(objects), tuple(findings))
+        return peering.paths(context, lease, self._route)
 
     def service(self, context: Context, port: ServicePort) -> Service | None:
         return None

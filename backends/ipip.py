@@ -79,14 +79,7 @@ class IpipBackend:
     def peer(self, context: Context, lease: Lease) -> Plan:
         if lease.backend != self.name:
             return Plan((), (peering.other_backend(self.name, lease),))
-        objects: list[Object] = []
-        findings: list[Finding] = []
-        for family in context.network.families:
-            if lease.subnet(family) is not None:
-                problem = self._path(context, lease, family, objects)
-                if problem is not None:
-                    findings.append(problem)
-        return Plan(tuple(objects), tuple(findings))
+        return peering.paths(context, lease, self._path)
 
     def service(self, context: Context, port: ServicePort) -> Service | None:
         return None

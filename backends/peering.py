@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from netagent.model import Facts, Family, Finding, Lease, Node
+from collections.abc import Callable
+
+from netagent.contract import Context, Plan
+from netagent.model import Facts, Family, Finding, Lease, Node, Object
+
+# Appends the objects that lead to a peer's subnet of one family, or says why there are none.
+Path = Callable[[Context, Lease, Family, list[Object]], Finding | None]
 
 # Backends that reach across routers, the fastest first, with the ability of the kernel that each needs.
 _OVERLAYS = (("vxlan", "vxlan"), ("ipip", "ipip"), ("udp", "tun"))
@@ -62,3 +68,15 @@ def same_address(node: Node, lease: Lease, address: str) -> Finding:
         evidence=f"{lease.key} has {address}, which {node.name} announces too",
         remedy="on one of the two choose the right interface (--iface-can-reach) or set --public-ip",
     )
+
+
+def paths(context: Context, lease: Lease, path: Path) -> Plan:
+    """The paths to a peer in every family of the network in which it has a subnet; one that fails stops no other."""
+    objects: list[Object] = []
+    findings: list[Finding] = []
+    for family in context.network.families:
+        if lease.subnet(family) is not None:
+            problem = path(context, lease, family, objects)
+            if problem is not None:
+                findings.append(problem)
+    return Plan(tuple(objects), tuple(findings))

@@ -167,14 +167,7 @@ class VxlanBackend:
             taken = self._taken(context)
             if taken is not None:
                 return Plan()  # base() says why
-        objects: list[Object] = []
-        findings: list[Finding] = []
-        for family in context.network.families:
-            if lease.subnet(family) is not None:
-                problem = self._path(context, lease, family, objects)
-                if problem is not None:
-                    findings.append(problem)
-        return Plan(tuple(objects), tuple(findings))
+        return peering.paths(context, lease, self._path)
 
     def service(self, context: Context, port: ServicePort) -> Service | None:
         return None
