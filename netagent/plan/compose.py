@@ -92,8 +92,7 @@ class Composer:
     @property
     def ports(self) -> tuple[int, ...]:
         """UDP ports that peers must reach, sorted."""
-        ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
-        return tuple(sorted(port for port in ports if isinstance(port, int)))
+        return _udp_ports(self.standing)
 
     @property
     def tcp_ports(self) -> tuple[int, ...]:
@@ -115,9 +114,7 @@ class Composer:
     def listening(self, bases: Iterable[Base]) -> tuple[int, ...]:
         """Those of `ports` that are ours to guard, given the base plans. A backend without base objects was refused
         its place: the port is another's, who may have peers that are none of ours."""
-        stand = [standing for standing, base in zip(self.standing, bases, strict=True) if base.plan.objects]
-        ports = {port for s in stand for port in s.backend.ports(s.context.options)}
-        return tuple(sorted(port for port in ports if isinstance(port, int)))
+        return _udp_ports(s for s, base in zip(self.standing, bases, strict=True) if base.plan.objects)
 
     def peer(self, lease: Lease) -> Peer:
         """Plan one remote lease."""
@@ -135,3 +132,8 @@ class Composer:
         active = self.active
         plan = active.backend.peer(active.context, lease)
         return Peer(active.backend.name, plan.objects, plan.findings, keep=not plan.objects)
+
+
+def _udp_ports(standing: Iterable[Standing]) -> tuple[int, ...]:
+    ports = {port for s in standing for port in s.backend.ports(s.context.options)}
+    return tuple(sorted(port for port in ports if isinstance(port, int)))
