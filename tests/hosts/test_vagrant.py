@@ -22,7 +22,7 @@ CASES = ("vxlan", "udp", "ipip", "host-gw", "bgp", "bgp-reflector", "bgp-router"
 
 
 def on_host(*words: str | Path) -> list[str]:
-    """What was seen to be so ("ok: ...") by a script on the host with Vagrant; its output is passed on as it comes."""
+    """What a script saw to be so ("ok: ...") on the host with Vagrant; its output is passed on as it comes."""
     if os.geteuid() != 0:
         unable("libvirt's own host is made of files that belong to root: run as root")
     command = [HOST, "run", *words]
@@ -78,7 +78,7 @@ def copy() -> Iterator[Path]:
 @pytest.mark.vagrant
 @pytest.mark.timeout(1800)
 def test_vagrant_up_where_nothing_is_built_yet(copy: Path) -> None:
-    """A package and a box are made by `vagrant up` itself; the public box is taken where there is one (a stand-in)."""
+    """`vagrant up` makes a package and a box by itself; a public box is taken where there is one (a stand-in)."""
     said = on_host("--online", ROOT / "tests" / "hosts" / "first-up", copy)
     assert len(said) == 4
     assert said[-1] == "destroyed"
