@@ -126,6 +126,8 @@ class Bird(Router):
         yield "graceful restart wait 20;"
         yield "protocol device { scan time 10; }"
         yield "protocol direct { ipv4; ipv6; }"
+        if site.options.get("fib"):
+            yield "protocol kernel { ipv4 { export where source = RTS_BGP; }; }"
         for family in ("ipv4", "ipv6"):
             yield f"protocol static s{family[-1]} {{ {family};"
             for network in site.networks:
