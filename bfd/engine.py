@@ -1,0 +1,301 @@
+"""The process that keeps BFD's time: `python -m bfd.engine --fd N`, started by bfd/client.py.
+
+One thread, one loop: sockets, timers, and the socket N towards the owner. Rules: before anybody is declared silent,
+all that had come by then has been read; who has just slept too long judges nobody, but looks again a moment later,
+for the kernel may be as late as we were. The owner is never waited for. When the owner is gone, by its will or not,
+every neighbour is told AdminDown, which means nothing to its routes (RFC 5882 section 3.2), and the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import time
+from math import inf
+
+from bfd import orders, scheduling
+from bfd.sessions import Place, Sessions
+from bfd.sockets import Receiver, SocketError, local_of, sender, text
+
+_LATE = 0.020
+"""Seconds of delay after which nobody is judged for as long."""
+_AT_ONCE = 500
+"""Packets that are read from a socket before what is due is sent."""
+_RETRY = 0.5
+"""Seconds between two attempts to open what could not be opened."""
+_BROKEN = 1.0
+"""Seconds after which a socket that only fails is opened anew."""
+_COUNT_EVERY = 5.0
+_COUNTS_IN_A_MESSAGE = 200
+
+Where = tuple[bytes, bool]
+"""What a receiver is bound to: an address, for several hops or one."""
+
+
+class Sender:
+    """A session's socket, opened when it is needed."""
+
+    __slots__ = ("failing_since", "local", "next_try", "problem", "sock")
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.local = ""
+        self.problem = ""
+        self.next_try = -inf
+        self.failing_since: float | None = None
+
+    def send(self, place: Place, packet: bytes, now: float) -> bool:
+        """Send it if that is possible; whether `local` or `problem` has changed."""
+        before = (self.local, self.problem)
+        if self.sock is None and now >= self.next_try:
+            self.next_try = now + _RETRY
+            try:
+                self.sock = sender(place.remote, place.local, multihop=place.multihop)
+                self.local, self.problem = text(local_of(self.sock)), ""
+            except SocketError as error:
+                self.problem = str(error)
+        if self.sock is not None:
+            try:
+                try:
+                    self.sock.send(packet)
+                except ConnectionRefusedError:  # told of an earlier packet: nobody hears there yet
+                    self.sock.send(packet)
+                self.failing_since, self.problem = None, ""
+            except OSError as error:
+                self._failed(error, place, now)
+        return (self.local, self.problem) != before
+
+    def _failed(self, error: OSError, place: Place, now: float) -> None:
+        if isinstance(error, (BlockingIOError, ConnectionRefusedError)):
+            return
+        if self.failing_since is None:
+            self.failing_since = now
+        elif now - self.failing_since > _BROKEN:  # our address may be another one now
+            self.problem = f"cannot send to {text(place.remote)}: {os.strerror(error.errno or 0).lower()}"
+            self.failing_since = None
+            self.close()
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+class Engine:
+    """`control` is the socket towards the owner (SOCK_SEQPACKET)."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.sessions = Sessions(random.Random(os.urandom(16)).random)
+        self._control: socket.socket | None = control
+        control.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._receivers: dict[Where, Receiver] = {}
+        self._problems: dict[Where, str] = {}
+        self._open_again = inf
+        self._senders: dict[int, Sender] = {}
+        self._unreported: dict[int, None] = {}
+        self._messages: list[bytes] = []
+        self._blocked = False  # the owner does not read
+        self._places_changed = False
+        self._stopping = False
+        self._judge_from = -inf
+        self._latest = 0.0
+        self._count_at = time.monotonic() + _COUNT_EVERY
+        self._scheduling = scheduling.hurry(self._gave_up)
+        self._tell({"scheduling": self._scheduling})
+
+    def run(self) -> None:
+        """Until the owner is gone and the neighbours know."""
+        scheduling.no_pauses()
+        while not (self._stopping and not self.sessions.leaving):
+            planned = min(self.sessions.deadline(), self._open_again, self._count_at)
+            wait = min(max(planned - time.monotonic(), 0.0), 60.0)
+            for descriptor, events in self._poll.poll(wait * 1000):
+                if self._control is not None and descriptor == self._control.fileno():
+                    self._owner(events)
+            self._turn(planned)
+        self._tell({"stopped": True})
+        self._report()
+
+    def _turn(self, planned: float) -> None:
+        now = time.monotonic()
+        late = now - planned
+        if late > self._latest:
+            self._latest = late
+        if late > _LATE:
+            self._judge_from = now + _LATE
+        heard_until = min((each.drain(_AT_ONCE, self._take) for each in self._receivers.values()), default=now)
+        now = time.monotonic()
+        for place, mine, packet in self.sessions.expire(now, heard_until if now >= self._judge_from else -inf):
+            each = self._senders.get(mine)
+            if each is None:
+                each = self._senders[mine] = Sender()
+            if each.send(place, packet, now) and (key := self.sessions.key_of(mine)) is not None:
+                self._unreported[key] = None
+        if self._places_changed or now >= self._open_again:
+            self._open(now)
+        for key in self.sessions.take_changes():
+            self._unreported[key] = None
+        if now >= self._count_at:
+            self._count(now)
+        if (self._unreported or self._messages) and not self._blocked:
+            self._report()
+
+    def _take(self, data: bytes, source: bytes, ttl: int, at: float, multihop: bool) -> None:
+        self.sessions.receive(data, source, ttl, at, multihop=multihop)
+
+    # ------------------------------------------------------------------------------------------------ the owner
+
+    def _owner(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._blocked = False
+            self._watch_control()
+        if not events & ~select.POLLOUT:
+            return
+        assert self._control is not None
+        while True:
+            try:
+                octets = self._control.recv(orders.LONGEST)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                octets = b""
+            if not octets:
+                self._poll.unregister(self._control)
+                self._control.close()
+                self._control = None
+                self._stop()
+                return
+            self._obey(octets)
+
+    def _obey(self, octets: bytes) -> None:
+        order = orders.value_of(octets)
+        now = time.monotonic()
+        if order["do"] == "set":
+            key, place, timing, resumed = orders.set_of(order)
+            self.sessions.set(key, place, timing, now, resumed)
+            self._places_changed = True
+        elif order["do"] == "remove":
+            self.sessions.remove(order["key"], now)
+            self._unreported.pop(order["key"], None)
+            self._places_changed = True
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self.sessions.stop(time.monotonic())
+
+    def _report(self) -> None:
+        """Tell the owner, as far as it reads."""
+        if self._control is None:
+            self._unreported.clear()
+            self._messages.clear()
+            return
+        try:
+            while self._messages:
+                self._control.send(self._messages[0])
+                del self._messages[0]
+            while self._unreported:
+                key = next(iter(self._unreported))
+                member = self.sessions.members.get(key)
+                if member is not None:
+                    each = self._senders.get(member.session.mine) or Sender()
+                    problem = each.problem or self._problems.get(self._where(member.place), "")
+                    shown = orders.status(member.session, each.local, problem)
+                    self._control.send(orders.message({"key": key, "status": shown}))
+                del self._unreported[key]
+        except (BlockingIOError, InterruptedError):
+            self._blocked = True
+            self._watch_control()
+        except OSError:
+            self._messages.clear()  # it has gone: reading will tell
+
+    def _watch_control(self) -> None:
+        if self._control is not None:
+            self._poll.modify(self._control, select.POLLIN | (select.POLLOUT if self._blocked else 0))
+
+    def _tell(self, value: dict[str, object]) -> None:
+        if len(self._messages) < 100:
+            self._messages.append(orders.message(value))
+
+    def _count(self, now: float) -> None:
+        """Counters, which nobody is to be told of at once."""
+        self._count_at = now + _COUNT_EVERY
+        if self._messages:
+            return
+        sessions = self.sessions.sessions()
+        for start in range(0, len(sessions), _COUNTS_IN_A_MESSAGE):
+            some = sessions[start : start + _COUNTS_IN_A_MESSAGE]
+            counts = [
+                [key, each.sent, each.received, each.heard_at if each.received else None] for key, each in some
+            ]
+            self._tell({"counters": counts})
+        if sessions:
+            self._tell(
+                {"dropped": self.sessions.dropped, "latest": self._latest, "slowdown": self.sessions.slowdown}
+            )
+        self._latest = 0.0
+
+    def _gave_up(self, left: str) -> None:
+        self._scheduling = left
+        self._tell({"scheduling": left})
+
+    # ---------------------------------------------------------------------------------------------- the sockets
+
+    def _where(self, place: Place) -> Where:
+        return (place.local or bytes(len(place.remote)), place.multihop)
+
+    def _open(self, now: float) -> None:
+        """Have the receivers that the sessions need, and no senders of sessions that are gone."""
+        self._places_changed = False
+        self._open_again = inf
+        for mine in [mine for mine in self._senders if not self.sessions.known(mine)]:
+            self._senders.pop(mine).close()
+        wanted: dict[Where, None] = {}
+        for member in self.sessions.members.values():
+            wanted[self._where(member.place)] = None
+        for local, multihop in list(wanted):
+            everything = (bytes(len(local)), multihop)
+            if any(local) and everything in wanted:
+                del wanted[local, multihop]  # one that hears all is enough, and the kernel has no room for both
+        if self.sessions.leaving:
+            wanted.update(dict.fromkeys(self._receivers))  # their answers are awaited
+            self._places_changed = True
+        before = dict(self._problems)
+        self._problems.clear()
+        for where in self._receivers.keys() - wanted.keys():
+            receiver = self._receivers.pop(where)
+            self._poll.unregister(receiver.sock)
+            receiver.close()
+        for where in wanted:
+            if where in self._receivers:
+                continue
+            try:
+                receiver = self._receivers[where] = Receiver(where[0], multihop=where[1])
+                self._poll.register(receiver.sock, select.POLLIN)
+            except SocketError as error:
+                self._problems[where] = str(error)
+                self._open_again = now + _RETRY
+        if before != self._problems:
+            self._unreported.update(dict.fromkeys(self.sessions.members))
+
+
+def main() -> int:
+    """Serve the owner whose socket is the descriptor given."""
+    control = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the owner decides, and its end is heard
+    with contextlib.suppress(KeyboardInterrupt):
+        Engine(control).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
