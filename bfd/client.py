@@ -1,14 +1,17 @@
 """The process that keeps BFD's time (engine.py), as asyncio sees it: started when there is a session, kept alive.
 
-Rule: what the process says is news, its silence or its end is none. When it dies another one goes on with the sessions
-that were Up, with their discriminators and timers, so that neither we nor the neighbours take each other for gone.
-Nobody waits for it but `stop`.
+Rule: what the process says is news, its silence or its end is none. When it dies another one goes on with the
+sessions that were Up, with their discriminators and timers, so that neither side takes the other for gone.
+With a `path` it outlives us for a while, and who comes next finds it there: one of the same make goes on under its
+new owner, another yields to a new one. Nobody waits for it but `stop`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import logging
 import os
 import socket
@@ -17,32 +20,41 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bfd import orders
 from bfd.orders import Health, Status
-from bfd.session import Timing
-from bfd.sessions import LONGEST_FAREWELL, Place
+from bfd.sessions import LONGEST_FAREWELL, Place, Wanted
 
 log = logging.getLogger("bfd")
 
 _AGAIN = (0.0, 0.2, 1.0, 5.0)
 """Seconds until the process is started anew, after one, two, ... ends soon after each other."""
 _STEADY = 30.0
+_ANSWER = 2.0
+"""Seconds for a process that waits for an owner to say what it has."""
+_ROOT = str(Path(__file__).absolute().parent.parent)
 _ENDING = 1.0
 """Seconds that the process may take to end after its last word."""
 STOP_TIME = LONGEST_FAREWELL + 0.5
 
 
-class Wanted(NamedTuple):
-    place: Place
-    timing: Timing
-
-
 class Client:
-    """Sessions by name. `on_change` is told what was known of one before, and what is now."""
+    """Sessions by name. `on_change` is told what was known of one before, and what is now.
 
-    def __init__(self, on_change: Callable[[str, Status, Status], None] = lambda name, before, now: None) -> None:
+    `path` is for the socket at which a process that outlives us waits; its directory exists.
+    """
+
+    def __init__(
+        self,
+        on_change: Callable[[str, Status, Status], None] = lambda name, before, now: None,
+        path: str = "",
+    ) -> None:
+        self.path = path
+        self._outlive = 0.0
+        self._pid: int | None = None
+        self._found: dict[Place, Status] = {}
+        """What the process had before it was ours, or what its predecessor had."""
         self.status: dict[str, Status] = {}
         self.health = Health()
         self.restarts = 0
@@ -79,23 +91,37 @@ class Client:
             self._name(name)
         if self._control is not None:
             self._tell_wanted()
-        elif wanted and self._starting is None and self._again is None and self._stopped is None:
+        elif self._starting is None and self._again is None and self._stopped is None and self._needed():
             self._start_soon(0.0)
+
+    def _needed(self) -> bool:
+        """Whether there is something to do for a process: sessions, or to end those of the run before."""
+        return bool(self._wanted) or _is_there(self.path)
+
+    def outlive(self, seconds: float) -> None:
+        """For how long the process goes on after us when we go without a word; 0: not at all. Needs a path."""
+        if seconds != self._outlive:
+            self._outlive = seconds
+            self._order({"do": "outlive", "seconds": seconds})
 
     @property
     def pid(self) -> int | None:
         """Of the process, while it runs."""
-        return self._process.pid if self._process is not None else None
+        return self._pid
+
+    async def leave(self) -> None:
+        """Go without a word: the process outlives us, if it was told to; else it says AdminDown and ends."""
+        lasting = bool(self.path) and self._outlive > 0
+        await self._cease()
+        self._hang_up()
+        process, self._process = self._process, None
+        if process is not None and not lasting:
+            await _end(process)
 
     async def stop(self) -> None:
         """Have every neighbour told AdminDown, and end the process; at most STOP_TIME seconds."""
-        self._stopped = asyncio.Event()
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._cease()
+        assert self._stopped is not None
         if self._control is not None:
             self._order({"do": "stop"})
             with contextlib.suppress(TimeoutError):
@@ -106,6 +132,16 @@ class Client:
         if process is not None:
             await _end(process)
         self.status.clear()
+
+    async def _cease(self) -> None:
+        """Begin nothing any more."""
+        self._stopped = self._stopped or asyncio.Event()
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------ its process
 
@@ -123,41 +159,90 @@ class Client:
 
     async def _start(self) -> None:
         before, self._process = self._process, None
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            root = str(Path(__file__).resolve().parent.parent)
-            path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+            control = await self._take_over() or await self._spawn()
+        except OSError as error:
+            log.error("BFD's process cannot be started: %s", error.strerror)
+            self._starting = None
+            self._ended()
+            return
+        self._starting = None
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
+        self._control = control
+        self._orders.clear()
+        self._writing = False
+        self._failures.clear()
+        self._told = {}
+        loop.add_reader(control, self._readable)
+        self._order({"do": "outlive", "seconds": self._outlive})
+        self._tell_wanted()
+        self._found = {}
+        if before is not None:
+            await _end(before)
+
+    async def _take_over(self) -> socket.socket | None:
+        """The process that has outlived another owner; None where there is none, or none of our make."""
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            if not self.path:
+                raise FileNotFoundError
+            control.connect(self.path)
+            async with asyncio.timeout(_ANSWER):
+                same = await self._hear_out(control)
+            if same:
+                return control
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+            pass
+        except BaseException:
+            control.close()
+            raise
+        control.close()
+        return None
+
+    async def _hear_out(self, control: socket.socket) -> bool:
+        """What the process has; whether it is of our make. One that is not has ended when this returns."""
+        loop = asyncio.get_running_loop()
+        control.send(orders.message({"do": "hello"}))
+        tag = ""
+        while True:
+            report = orders.value_of(await loop.sock_recv(control, orders.LONGEST))
+            if "hello" in report:
+                self._pid, tag = report["hello"], report["tag"]
+            elif "scheduling" in report:
+                self.health.scheduling = report["scheduling"]
+            elif "found" in report:
+                self._found[orders.place_of(report["found"])] = Status(**report["status"])
+            elif "found_all" in report:
+                break
+        if tag == make():
+            return True
+        control.send(orders.message({"do": "yield"}))
+        while await loop.sock_recv(control, orders.LONGEST):
+            pass
+        return False
+
+    async def _spawn(self) -> socket.socket:
+        """A process of our own. Raises OSError."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        options = ["--fd", str(its.fileno()), "--tag", make(), *(["--path", self.path] if self.path else [])]
+        path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH", ""))))
+        try:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "bfd.engine", "--fd", str(its.fileno())),
+                *(sys.executable, "-S", "-P", "-m", "bfd", *options),  # it needs no site-packages
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is for the owner
                 pass_fds=(its.fileno(),),
                 env={**os.environ, "PYTHONPATH": path},
             )
-        except OSError as error:
-            ours.close()
-            log.error("BFD's process cannot be started: %s", error.strerror)
-            self._starting = None
-            self._ended()
-            return
         except BaseException:
             ours.close()
             raise
         finally:
             its.close()
-        self._starting = None
-        loop = asyncio.get_running_loop()
-        self._started_at = loop.time()
+        self._pid = self._process.pid
         ours.setblocking(False)
-        self._control = ours
-        self._orders.clear()
-        self._writing = False
-        self._failures.clear()
-        loop.add_reader(ours, self._readable)
-        self._told = {}
-        self._tell_wanted()
-        if before is not None:
-            await _end(before)
+        return ours
 
     def _ended(self) -> None:
         """The process has gone by itself."""
@@ -179,6 +264,7 @@ class Client:
             loop.remove_writer(self._control)
             self._control.close()
             self._control = None
+        self._pid = None
 
     # -------------------------------------------------------------------------------------------------- what is said
 
@@ -205,8 +291,11 @@ class Client:
                 self._name(name)
                 self._told.pop(name, None)
             self._told[name] = wanted
-            resumed = self.status[name].resumable()
-            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing, resumed if not before else None))
+            known = self._found.get(wanted.place)
+            if known is not None:
+                self._failures[name] = known.failures
+            resumed = None if before is not None else (known or self.status[name]).resumable()
+            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing, resumed))
 
     def _order(self, order: dict[str, Any]) -> None:
         if self._control is not None:
@@ -254,13 +343,16 @@ class Client:
             for key, sent, received, heard_at in report["counters"]:
                 name = self._names.get(key)
                 if name is not None:
-                    known = self.status[name]
-                    self.status[name] = replace(known, sent=sent, received=received, heard_at=heard_at)
+                    before = self.status[name]
+                    now = self.status[name] = replace(before, sent=sent, received=received, heard_at=heard_at)
+                    self._on_change(name, before, now)
         elif "scheduling" in report:
             self.health.scheduling = report["scheduling"]
         elif "dropped" in report:
             self.health.dropped = report["dropped"]
             self.health.latest, self.health.slowdown = report["latest"], report["slowdown"]
+        elif "problem" in report:
+            log.warning("BFD's process will not outlive us: %s", report["problem"])
         elif "stopped" in report and self._stopped is not None:
             self._stopped.set()
 
@@ -277,6 +369,28 @@ class Client:
         )
         self.status[name] = now
         self._on_change(name, before, now)
+
+
+def _is_there(path: str) -> bool:
+    return bool(path) and Path(path).exists()
+
+
+@functools.cache
+def make() -> str:
+    """What the process is made of: one of another release is not adopted."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
+
+
+async def end_at(path: str) -> None:
+    """End a process that waits for an owner there, if one does; its neighbours are told AdminDown."""
+    with contextlib.suppress(OSError, TimeoutError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+        control.setblocking(False)
+        control.connect(path)
+        control.send(orders.message({"do": "stop"}))
+        async with asyncio.timeout(STOP_TIME):
+            while await asyncio.get_running_loop().sock_recv(control, orders.LONGEST):
+                pass
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

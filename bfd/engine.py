@@ -1,9 +1,12 @@
-"""The process that keeps BFD's time: `python -m bfd.engine --fd N`, started by bfd/client.py.
+"""The process that keeps BFD's time: `python -m bfd --fd N`, started by bfd/client.py.
 
 One thread, one loop: sockets, timers, and the socket N towards the owner. Rules: before anybody is declared silent,
 all that had come by then has been read; who has just slept too long judges nobody, but looks again a moment later,
-for the kernel may be as late as we were. The owner is never waited for. When the owner is gone, by its will or not,
-every neighbour is told AdminDown, which means nothing to its routes (RFC 5882 section 3.2), and the process ends.
+for the kernel may be as late as we were. The owner is never waited for.
+
+An owner that goes without a word may come back: with `--path` the process goes on for as long as it was told to, and
+waits there for the next owner, so that a restart is no event for any neighbour. Else, and after that time, every
+neighbour is told AdminDown, and the process ends.
 """
 
 from __future__ import annotations
@@ -12,11 +15,11 @@ import contextlib
 import os
 import random
 import select
-import signal
 import socket
-import sys
 import time
+from collections import deque
 from math import inf
+from pathlib import Path
 
 from bfd import orders, scheduling
 from bfd.sessions import Place, Sessions
@@ -87,39 +90,49 @@ class Sender:
 
 
 class Engine:
-    """`control` is the socket towards the owner (SOCK_SEQPACKET)."""
+    """`control` is the socket towards the owner (SOCK_SEQPACKET), `path` where the next one finds us, or empty."""
 
-    def __init__(self, control: socket.socket) -> None:
-        self.sessions = Sessions(random.Random(os.urandom(16)).random)
-        self._control: socket.socket | None = control
-        control.setblocking(False)
+    def __init__(self, control: socket.socket, path: str = "", tag: str = "") -> None:
+        self._path = path
+        self._tag = tag
+        self._listener: socket.socket | None = None
+        self._outlive = 0.0
+        self._unclaimed_until = inf
+        self.sessions = Sessions(random.SystemRandom().random)
+        self._control: socket.socket | None = None
         self._poll = select.poll()
-        self._poll.register(control, select.POLLIN)
         self._receivers: dict[Where, Receiver] = {}
         self._problems: dict[Where, str] = {}
         self._open_again = inf
         self._senders: dict[int, Sender] = {}
         self._unreported: dict[int, None] = {}
-        self._messages: list[bytes] = []
+        self._messages: deque[bytes] = deque()
         self._blocked = False  # the owner does not read
         self._places_changed = False
         self._stopping = False
+        self._yielded = False
         self._judge_from = -inf
         self._latest = 0.0
         self._count_at = time.monotonic() + _COUNT_EVERY
-        self._scheduling = scheduling.hurry(self._gave_up)
+        self._serve(control)
+        if path:
+            self._listen()
+        self._scheduling = scheduling.got()
         self._tell({"scheduling": self._scheduling})
 
     def run(self) -> None:
         """Until the owner is gone and the neighbours know."""
-        scheduling.no_pauses()
-        while not (self._stopping and not self.sessions.leaving):
-            planned = min(self.sessions.deadline(), self._open_again, self._count_at)
+        scheduling.settle()
+        while not self._yielded and not (self._stopping and not self.sessions.leaving):
+            planned = min(self.sessions.deadline(), self._open_again, self._count_at, self._unclaimed_until)
             wait = min(max(planned - time.monotonic(), 0.0), 60.0)
             for descriptor, events in self._poll.poll(wait * 1000):
                 if self._control is not None and descriptor == self._control.fileno():
                     self._owner(events)
+                elif self._listener is not None and descriptor == self._listener.fileno():
+                    self._accept()
             self._turn(planned)
+        self._unlisten()
         self._tell({"stopped": True})
         self._report()
 
@@ -138,6 +151,12 @@ class Engine:
                 each = self._senders[mine] = Sender()
             if each.send(place, packet, now) and (key := self.sessions.key_of(mine)) is not None:
                 self._unreported[key] = None
+        if now >= self._unclaimed_until:
+            self._unclaimed_until = inf
+            if self._control is None:
+                self._stop()
+            self.sessions.forsake(now)
+            self._places_changed = True
         if self._places_changed or now >= self._open_again:
             self._open(now)
         for key in self.sessions.take_changes():
@@ -151,6 +170,62 @@ class Engine:
         self.sessions.receive(data, source, ttl, at, multihop=multihop)
 
     # ------------------------------------------------------------------------------------------------ the owner
+
+    def _serve(self, control: socket.socket) -> None:
+        """A new owner; the newest counts."""
+        self._hang_up()
+        control.setblocking(False)
+        self._control = control
+        self._poll.register(control, select.POLLIN)
+        self._unreported.clear()
+        self._messages.clear()
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._poll.unregister(self._control)
+            self._control.close()
+            self._control = None
+        self._blocked = False
+
+    def _listen(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        before = os.umask(0o177)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                Path(self._path).unlink()  # of one that has crashed: the client has found nobody there
+            listener.bind(self._path)
+            listener.listen(4)
+        except OSError as error:
+            listener.close()
+            self._tell({"problem": f"{self._path}: {error.strerror}"})
+            return
+        finally:
+            os.umask(before)
+        self._listener = listener
+        self._poll.register(listener, select.POLLIN)
+
+    def _unlisten(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                Path(self._path).unlink()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            control, _ = self._listener.accept()
+            self._serve(control)
+            self.sessions.orphan()
+            self._unclaimed_until = time.monotonic() + self._outlive
+
+    def _introduce(self) -> None:
+        """Tell a new owner who we are, and what we have."""
+        self._tell({"hello": os.getpid(), "tag": self._tag})
+        self._tell({"scheduling": self._scheduling})
+        for member in self.sessions.members.values():
+            self._messages.append(orders.message(orders.found(member.place, orders.status(member.session, "", ""))))
+        self._messages.append(orders.message({"found_all": True}))
 
     def _owner(self, events: int) -> None:
         if events & select.POLLOUT:
@@ -167,12 +242,19 @@ class Engine:
             except OSError:
                 octets = b""
             if not octets:
-                self._poll.unregister(self._control)
-                self._control.close()
-                self._control = None
-                self._stop()
+                self._hang_up()
+                self._orphaned()
                 return
             self._obey(octets)
+            if self._yielded:
+                return
+
+    def _orphaned(self) -> None:
+        if self._listener is not None and self._outlive:
+            self.sessions.orphan()
+            self._unclaimed_until = time.monotonic() + self._outlive
+        else:
+            self._stop()
 
     def _obey(self, octets: bytes) -> None:
         order = orders.value_of(octets)
@@ -185,6 +267,13 @@ class Engine:
             self.sessions.remove(order["key"], now)
             self._unreported.pop(order["key"], None)
             self._places_changed = True
+        elif order["do"] == "hello":
+            self._introduce()
+        elif order["do"] == "outlive":
+            self._outlive = order["seconds"]
+            self.sessions.set_independent(self._outlive > 0 and self._listener is not None, now)
+        elif order["do"] == "yield":
+            self._yielded = True
         else:
             self._stop()
 
@@ -201,7 +290,7 @@ class Engine:
         try:
             while self._messages:
                 self._control.send(self._messages[0])
-                del self._messages[0]
+                self._messages.popleft()
             while self._unreported:
                 key = next(iter(self._unreported))
                 member = self.sessions.members.get(key)
@@ -233,19 +322,14 @@ class Engine:
         sessions = self.sessions.sessions()
         for start in range(0, len(sessions), _COUNTS_IN_A_MESSAGE):
             some = sessions[start : start + _COUNTS_IN_A_MESSAGE]
-            counts = [
-                [key, each.sent, each.received, each.heard_at if each.received else None] for key, each in some
-            ]
+            counts = [[key, each.sent, each.received, each.heard_at if each.received else None] for key, each in some]
             self._tell({"counters": counts})
         if sessions:
-            self._tell(
-                {"dropped": self.sessions.dropped, "latest": self._latest, "slowdown": self.sessions.slowdown}
-            )
+            self._tell({"dropped": self.sessions.dropped, "latest": self._latest, "slowdown": self.sessions.slowdown})
         self._latest = 0.0
-
-    def _gave_up(self, left: str) -> None:
-        self._scheduling = left
-        self._tell({"scheduling": left})
+        if (scheduled := scheduling.got()) != self._scheduling:
+            self._scheduling = scheduled
+            self._tell({"scheduling": scheduled})
 
     # ---------------------------------------------------------------------------------------------- the sockets
 
@@ -287,15 +371,6 @@ class Engine:
             self._unreported.update(dict.fromkeys(self.sessions.members))
 
 
-def main() -> int:
-    """Serve the owner whose socket is the descriptor given."""
-    control = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the owner decides, and its end is heard
-    with contextlib.suppress(KeyboardInterrupt):
-        Engine(control).run()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def serve(descriptor: int, path: str, tag: str) -> None:
+    """Serve the owner whose socket is the descriptor, and those who come after it."""
+    Engine(socket.socket(fileno=descriptor), path, tag).run()

@@ -1,17 +1,20 @@
 """What the process and its owner tell each other: a JSON object a message, over a socket that keeps messages apart.
 
-Rule: a report holds the whole state of a session, so that a later one makes an earlier one needless, and what must not
-be missed is counted in it. Times are those of CLOCK_MONOTONIC, which all processes of a host share.
+Rule: a report holds the whole state of a session, so that a later one makes an earlier one needless, and what must
+not be missed is counted in it. Times are those of CLOCK_MONOTONIC, which all processes of a host share.
+
+The owner orders (`do`): hello, outlive (seconds), set, remove, stop (AdminDown to all, then end), yield (end without
+a word). The process answers hello with itself, each session that it has (found), and `found_all`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bfd.packet import Diag, State
+from bfd.packet import Diag
 from bfd.session import Resumed, Session, Timing
 from bfd.sessions import Place
 
@@ -63,9 +66,7 @@ class Status:
         """What a new process needs to go on with the session."""
         if not self.up or not self.yours:
             return None
-        return asdict(
-            Resumed(self.mine, self.yours, self.remote_multiplier, self.remote_min_tx, self.remote_min_rx)
-        )
+        return asdict(Resumed(self.mine, self.yours, self.remote_multiplier, self.remote_min_tx, self.remote_min_rx))
 
 
 @dataclass(slots=True)
@@ -110,7 +111,7 @@ def status(session: Session, local: str, problem: str) -> dict[str, Any]:
 
 
 def diag_name(diag: int) -> str:
-    """"detection time expired"; the number where it has no name."""
+    """ "detection time expired"; the number where it has no name."""
     try:
         return Diag(diag).name.lower().replace("_", " ")
     except ValueError:
@@ -119,15 +120,7 @@ def diag_name(diag: int) -> str:
 
 def to_set(key: int, place: Place, timing: Timing, resumed: Mapping[str, int] | None = None) -> dict[str, Any]:
     """The order to keep a session."""
-    order: dict[str, Any] = {
-        "do": "set",
-        "key": key,
-        "remote": place.remote.hex(),
-        "local": place.local.hex(),
-        "multihop": place.multihop,
-        "least_ttl": place.least_ttl,
-        "timing": asdict(timing),
-    }
+    order: dict[str, Any] = {"do": "set", "key": key, "place": _placed(place), "timing": asdict(timing)}
     if resumed is not None:
         order["resumed"] = dict(resumed)
     return order
@@ -135,11 +128,23 @@ def to_set(key: int, place: Place, timing: Timing, resumed: Mapping[str, int] | 
 
 def set_of(order: Mapping[str, Any]) -> tuple[int, Place, Timing, Resumed | None]:
     """The other way round."""
-    place = Place(
-        bytes.fromhex(order["remote"]), bytes.fromhex(order["local"]), order["multihop"], order["least_ttl"]
-    )
+    place = place_of(order["place"])
     resumed = order.get("resumed")
     return order["key"], place, Timing(**order["timing"]), Resumed(**resumed) if resumed else None
+
+
+def found(place: Place, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a process says of a session that it has for a new owner."""
+    return {"found": _placed(place), "status": dict(known)}
+
+
+def _placed(place: Place) -> list[Any]:
+    return [place.remote.hex(), place.local.hex(), place.multihop, place.least_ttl]
+
+
+def place_of(placed: Sequence[Any]) -> Place:
+    remote, local, multihop, least_ttl = placed
+    return Place(bytes.fromhex(remote), bytes.fromhex(local), multihop, least_ttl)
 
 
 def message(value: Mapping[str, Any]) -> bytes:
@@ -149,6 +154,3 @@ def message(value: Mapping[str, Any]) -> bytes:
 def value_of(octets: bytes) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(octets)
     return found
-
-
-STATES = tuple(state.name.lower() for state in State)

@@ -61,7 +61,7 @@ class Session:
     __slots__ = (
         *("mine", "timing", "state", "diag", "since", "failures", "failed_independent", "ups", "changed", "sent"),
         *("received", "heard_at", "remote_discriminator", "remote_state", "remote_diag", "remote_tx", "remote_rx"),
-        *("remote_multiplier", "remote_independent", "remote_demand", "tx", "rx", "polling"),
+        *("remote_multiplier", "remote_independent", "remote_demand", "tx", "rx", "polling", "independent"),
         *("_random", "_tx_used", "_rx_used", "_settling", "_pending", "_final", "_prompt", "_sent_at", "_send_at"),
         *("_detect_at",),
     )
@@ -82,6 +82,8 @@ class Session:
         self.ups = 0
         self.changed = True
         """Something that is worth telling has changed; whoever tells it clears this."""
+        self.independent = False
+        """The C bit that we send: whether we go on when our control plane does not."""
         self.sent = self.received = 0
         self.heard_at = -inf
         self.tx = max(timing.min_tx, SLOW)
@@ -147,9 +149,7 @@ class Session:
         """What another process would need to go on with the session; None unless it is Up."""
         if self.state is not State.UP:
             return None
-        return Resumed(
-            self.mine, self.remote_discriminator, self.remote_multiplier, self.remote_tx, self.remote_rx
-        )
+        return Resumed(self.mine, self.remote_discriminator, self.remote_multiplier, self.remote_tx, self.remote_rx)
 
     # --------------------------------------------------------------------------------------------- the operator
 
@@ -171,6 +171,12 @@ class Session:
     def enable(self, now: float) -> None:
         if self.state is State.ADMIN_DOWN:
             self._enter(State.DOWN, Diag.NONE, now)
+
+    def set_independent(self, independent: bool, now: float) -> None:
+        """Set the C bit."""
+        if independent is not self.independent:
+            self.independent = independent
+            self._say(now)
 
     def say_again(self, now: float) -> None:
         """Have the state sent once more: nobody has acknowledged AdminDown yet."""
@@ -358,4 +364,5 @@ class Session:
             self.diag,
             self.polling and not final,
             final,
+            self.independent,
         ).encode()

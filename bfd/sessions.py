@@ -37,6 +37,13 @@ class Place(NamedTuple):
     """What a packet over several hops must have left of its TTL; on the link it is 255 whatever stands here."""
 
 
+class Wanted(NamedTuple):
+    """A session to have."""
+
+    place: Place
+    timing: Timing
+
+
 class Member:
     """A session and what is kept beside it."""
 
@@ -63,6 +70,8 @@ class Sessions:
         """Packets that were discarded, by reason."""
         self.slowdown = 1.0
         """By how much the intervals asked for are lengthened."""
+        self.independent = False
+        """Whether the sessions outlive our control plane (the C bit)."""
         self._random = random
         self._leaving: dict[int, Member] = {}  # by discriminator
         self._mine: dict[int, Member] = {}
@@ -75,7 +84,7 @@ class Sessions:
 
     def set(self, key: int, place: Place, timing: Timing, now: float, resumed: Resumed | None = None) -> None:
         """A session with that key. Other timers are told to the neighbour; at another place it begins anew."""
-        member = self.members.get(key)
+        member = self.members.get(key) or self._adopt(key, place)
         if member is not None and member.place == place:
             self._asked += _pace(timing) - _pace(member.wanted)
             member.wanted = timing
@@ -87,7 +96,42 @@ class Sessions:
             member.session.retime(self._slowed(timing), now)
         self._touched(member)
 
+    def orphan(self) -> None:
+        """Nobody's any more: another owner may claim each by setting it again, whatever its key."""
+        self.members = {-number: member for number, member in enumerate(self.members.values(), 1)}
+        for key, member in self.members.items():
+            member.key = key
+        self._changed.clear()
+
+    def forsake(self, now: float) -> None:
+        """End those that nobody has claimed."""
+        for key in [key for key in self.members if key < 0]:
+            self.remove(key, now)
+
+    def _adopt(self, key: int, place: Place) -> Member | None:
+        """A session that is there already under another key, from another owner."""
+        member = self._by_place.get((place.remote, place.multihop))
+        if member is None or member.place != place:
+            return None
+        del self.members[member.key]
+        self._changed.pop(member.key, None)
+        member.key = key
+        member.session.changed = True
+        self.members[key] = member
+        return member
+
+    def set_independent(self, independent: bool, now: float) -> None:
+        """Whether they outlive our control plane."""
+        self.independent = independent
+        for member in self.members.values():
+            member.session.set_independent(independent, now)
+            self._touched(member)
+
     def _add(self, key: int, place: Place, timing: Timing, now: float, resumed: Resumed | None) -> Member:
+        other = self._by_place.get((place.remote, place.multihop))
+        if other is not None:  # the same neighbour from another address of ours
+            del self.members[other.key], self._mine[other.session.mine]
+            self._asked -= _pace(other.wanted)
         for number, leaving in list(self._leaving.items()):
             if (leaving.place.remote, leaving.place.multihop) == (place.remote, place.multihop):
                 self._gone(number)
@@ -95,6 +139,7 @@ class Sessions:
         if resumed is not None and resumed.mine != mine:
             resumed = None
         session = Session(mine, self._slowed(timing), self._random, now, resumed)
+        session.independent = self.independent
         member = self.members[key] = self._mine[mine] = Member(key, place, timing, session)
         self._by_place[place.remote, place.multihop] = member
         self._asked += _pace(timing)
