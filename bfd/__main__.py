@@ -6,7 +6,7 @@ from bfd import scheduling
 
 
 def main() -> int:
-    """--fd N, a socket towards the owner; --path PATH, where the next one finds us; --tag TAG, what we are made of."""
+    """--fd N, a socket towards the owner; --path PATH, where the next one finds us; --tag TAG, our make."""
     scheduling.hurry()
     from bfd.engine import serve
 

@@ -91,12 +91,8 @@ class Client:
             self._name(name)
         if self._control is not None:
             self._tell_wanted()
-        elif self._starting is None and self._again is None and self._stopped is None and self._needed():
+        elif wanted and self._starting is None and self._again is None and self._stopped is None:
             self._start_soon(0.0)
-
-    def _needed(self) -> bool:
-        """Whether there is something to do for a process: sessions, or to end those of the run before."""
-        return bool(self._wanted) or _is_there(self.path)
 
     def outlive(self, seconds: float) -> None:
         """For how long the process goes on after us when we go without a word; 0: not at all. Needs a path."""
@@ -369,10 +365,6 @@ class Client:
         )
         self.status[name] = now
         self._on_change(name, before, now)
-
-
-def _is_there(path: str) -> bool:
-    return bool(path) and Path(path).exists()
 
 
 @functools.cache

@@ -162,6 +162,7 @@ class Ours(Router):
             yield f"asn = {peering.asn}"
             yield f"hold-time = {peering.hold_time}"
             yield "connect-retry = 1"
+            yield f'local-address = "{site.address6 if ":" in peering.address else site.address}"'
             if site.options.get("transit"):  # between two others, which it does not do unless it is told
                 yield 'export = "everything"'
             if peering.client:
@@ -179,8 +180,6 @@ class Ours(Router):
             if bfd := peering.bfd:
                 timers = f"min-tx = {bfd.min_tx}, min-rx = {bfd.min_rx}, multiplier = {bfd.multiplier}"
                 yield f"bfd = {{ {timers}, multihop = {str(bool(peering.multihop)).lower()} }}"
-                here = site.address6 if ":" in peering.address else site.address
-                yield f'local-address = "{here}"'
             if peering.local_asn:
                 yield f"local-asn = {peering.local_asn}"
 

@@ -79,9 +79,6 @@ class Bird(Router):
         self._write()
         await self.command("configure")
 
-    async def bfd_admin(self, up: bool) -> None:
-        await self.command(f"{'enable' if up else 'disable'} bfd1")
-
     async def routes(self, family: str = "ipv4") -> Table:
         table: Table = {}
         restarting = await self._restarting()
