@@ -17,13 +17,14 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bfd import orders
 from bfd.orders import Health, Status
+from bfd.session import Timing
 from bfd.sessions import LONGEST_FAREWELL, Place, Wanted
 
 log = logging.getLogger("bfd")
@@ -54,7 +55,7 @@ class Client:
         self._outlive = 0.0
         self._pid: int | None = None
         self._found: dict[Place, Status] = {}
-        """What the process had before it was ours, or what its predecessor had."""
+        """What a process of another make had: the next one goes on with it."""
         self.status: dict[str, Status] = {}
         self.health = Health()
         self.restarts = 0
@@ -63,10 +64,8 @@ class Client:
         self._keys: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._last_key = 0
-        self._told: dict[str, Wanted] = {}
-        """What the process that runs has been told."""
         self._failures: dict[str, int] = {}
-        """Of the process that runs: what it has counted, as far as it was acted on."""
+        """What the process has counted, as far as it was acted on; missing until it is heard of first."""
         self._control: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -79,20 +78,36 @@ class Client:
 
     # ------------------------------------------------------------------------------------------------- the owner's
 
-    def keep(self, wanted: Mapping[str, Wanted]) -> None:
-        """Have these sessions and no others. To be called in a running loop."""
-        if wanted == self._wanted:
+    def set(self, name: str, wanted: Wanted, past: Status | None = None) -> None:
+        """Have that session, begun anew where its place is another one. To be called in a running loop.
+
+        `past` is what is known of an earlier one by that name: it goes on counting from there.
+        """
+        before = self._wanted.get(name)
+        if before == wanted:
             return
-        self._wanted = dict(wanted)
-        for name in self._keys.keys() - wanted.keys():
-            self.status.pop(name, None)
-            self._forget(name)
-        for name in wanted.keys() - self._keys.keys():
-            self._name(name)
+        if before is not None and before.place != wanted.place:
+            past = self.status[name]
+            self.unset(name)
+        self._wanted[name] = wanted
+        if name not in self._keys:
+            self._last_key += 1
+            self._keys[name] = self._last_key
+            self._names[self._last_key] = name
+            self.status[name] = _after(past)
         if self._control is not None:
-            self._tell_wanted()
-        elif wanted and self._starting is None and self._again is None and self._stopped is None:
+            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing))
+        elif self._starting is None and self._again is None and self._stopped is None:
             self._start_soon(0.0)
+
+    def unset(self, name: str) -> None:
+        """End that session, if there is one: its neighbour is told AdminDown."""
+        if self._wanted.pop(name, None) is None:
+            return
+        key = self._keys.pop(name)
+        del self._names[key], self.status[name]
+        self._failures.pop(name, None)
+        self._order({"do": "remove", "key": key})
 
     def outlive(self, seconds: float) -> None:
         """For how long the process goes on after us when we go without a word; 0: not at all. Needs a path."""
@@ -169,11 +184,16 @@ class Client:
         self._orders.clear()
         self._writing = False
         self._failures.clear()
-        self._told = {}
         loop.add_reader(control, self._readable)
         self._order({"do": "outlive", "seconds": self._outlive})
-        self._tell_wanted()
+        for number, (place, known) in enumerate(self._found.items(), 1):  # for whoever wants them later
+            if (resumed := known.resumable()) is not None:
+                timing = Timing(known.min_tx, known.min_rx, known.multiplier)
+                self._order(orders.to_set(-number, place, timing, resumed))
         self._found = {}
+        for name, wanted in self._wanted.items():
+            resumed = self.status[name].resumable()
+            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing, resumed))
         if before is not None:
             await _end(before)
 
@@ -212,6 +232,7 @@ class Client:
             elif "found_all" in report:
                 break
         if tag == make():
+            self._found = {}
             return True
         control.send(orders.message({"do": "yield"}))
         while await loop.sock_recv(control, orders.LONGEST):
@@ -263,35 +284,6 @@ class Client:
         self._pid = None
 
     # -------------------------------------------------------------------------------------------------- what is said
-
-    def _name(self, name: str) -> None:
-        self._last_key += 1
-        self._keys[name] = self._last_key
-        self._names[self._last_key] = name
-        self.status[name] = Status()
-
-    def _forget(self, name: str) -> None:
-        key = self._keys.pop(name)
-        del self._names[key]
-        self._failures.pop(name, None)
-        if self._told.pop(name, None) is not None:
-            self._order({"do": "remove", "key": key})
-
-    def _tell_wanted(self) -> None:
-        for name, wanted in self._wanted.items():
-            before = self._told.get(name)
-            if before == wanted:
-                continue
-            if before is not None and before.place != wanted.place:  # another session altogether
-                self._forget(name)
-                self._name(name)
-                self._told.pop(name, None)
-            self._told[name] = wanted
-            known = self._found.get(wanted.place)
-            if known is not None:
-                self._failures[name] = known.failures
-            resumed = None if before is not None else (known or self.status[name]).resumable()
-            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing, resumed))
 
     def _order(self, order: dict[str, Any]) -> None:
         if self._control is not None:
@@ -355,16 +347,24 @@ class Client:
     def _learn(self, name: str, fields: dict[str, Any]) -> None:
         before = self.status[name]
         # Counted over all processes, so that nobody sees a number grow smaller.
-        missed = fields["failures"] - self._failures.get(name, 0)
+        missed = fields["failures"] - self._failures.get(name, fields["failures"])
         self._failures[name] = fields["failures"]
+        fields["failures"] = before.failures + missed
         now = Status(
-            **{**fields, "failures": before.failures + missed},
+            **fields,
             sent=before.sent,
             received=before.received,
             heard_at=before.heard_at,
         )
         self.status[name] = now
         self._on_change(name, before, now)
+
+
+def _after(past: Status | None) -> Status:
+    """What is known of a session that begins, with what is known of the one before."""
+    if past is None:
+        return Status()
+    return Status(diag=past.diag, failures=past.failures, sent=past.sent, received=past.received)
 
 
 @functools.cache

@@ -262,6 +262,8 @@ class Engine:
         if order["do"] == "set":
             key, place, timing, resumed = orders.set_of(order)
             self.sessions.set(key, place, timing, now, resumed)
+            if key < 0:  # nobody's yet
+                self._unclaimed_until = now + self._outlive
             self._places_changed = True
         elif order["do"] == "remove":
             self.sessions.remove(order["key"], now)

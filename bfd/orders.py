@@ -27,7 +27,7 @@ class Status:
     """What is known of a session. Intervals in microseconds, addresses as text."""
 
     state: str = "starting"
-    """Of RFC 5880: admin_down, down, init, up; or starting, while no process answers."""
+    """Of RFC 5880: admin_down, down, init, up; starting until a process answers, waiting where none is wanted."""
     diag: str = "none"
     since: float | None = None
     remote_state: str = "down"
@@ -44,6 +44,7 @@ class Status:
     detection: int = 0
     min_tx: int = 0
     min_rx: int = 0
+    multiplier: int = 0
     remote_min_tx: int = 0
     remote_min_rx: int = 0
     remote_multiplier: int = 0
@@ -97,6 +98,7 @@ def status(session: Session, local: str, problem: str) -> dict[str, Any]:
         "detection": round(session.detection_time * 1e6),
         "min_tx": session.tx,
         "min_rx": session.rx,
+        "multiplier": session.timing.multiplier,
         "remote_min_tx": session.remote_tx,
         "remote_min_rx": session.remote_rx if session.remote_discriminator else 0,
         "remote_multiplier": session.remote_multiplier,

@@ -1,12 +1,12 @@
 """BFD beside BGP (RFC 5882): which sessions the peers want, and what an operator sees of them.
 
-Rule: a session with BFD comes up, and stays, without it: only a neighbour that BFD has once reached can be found
-silent. So BFD may be set on one side first. It runs as long as the peer is not shut down, whatever state BGP is in.
+Rule: a BGP session comes up, and stays, without BFD (RFC 5882 section 4.1): only a neighbour that BFD has once
+reached can be found silent, so it may be set on one side first. BFD begins when BGP stands (FRR, which begins before,
+ends its own session when BFD was the faster one) and goes on as long as it reaches the peer, BGP or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,29 @@ class Bfd:
     """Over several hops (RFC 5883); None: as the BGP session is."""
 
 
-def wanted(peers: Iterable[Peer]) -> dict[str, Wanted]:
-    """The BFD sessions that there should be, by the peers' names."""
-    return {
-        peer.name: Wanted(_place(peer.config, peer.config.bfd), peer.config.bfd.timing)
-        for peer in peers
-        if peer.config.bfd is not None and peer.session.started
-    }
+def wanted(peer: Peer) -> Wanted | None:
+    """The BFD session that there should be with a peer now."""
+    bfd = peer.config.bfd
+    if bfd is None or not peer.session.started:
+        return None
+    if peer.session.negotiated is None and (peer.bfd is None or not peer.bfd.up):
+        return None
+    return Wanted(_place(peer.config, bfd), bfd.timing)
+
+
+def ended(before: Status | None) -> Status | None:
+    """What is left to know of a session that there is no more."""
+    if before is None:
+        return None
+    return Status(
+        "waiting",
+        before.diag,
+        failures=before.failures,
+        ups=before.ups,
+        sent=before.sent,
+        received=before.received,
+        heard_at=before.heard_at,
+    )
 
 
 def _place(config: PeerConfig, bfd: Bfd) -> Place:
@@ -50,7 +66,7 @@ def view(config: PeerConfig, status: Status | None, now: float) -> dict[str, Any
     """For people, intervals in milliseconds and times as in bgp.views; None where the peer has no BFD."""
     if config.bfd is None:
         return None
-    status = status or Status()
+    status = status or Status("waiting")
     place = _place(config, config.bfd)
     shown: dict[str, Any] = {
         "state": status.state,

@@ -226,6 +226,7 @@ class Driver:
                 self._connect(name)
                 self._schedule()  # it may have failed already
             else:
+                self.liveness.heard(name)
                 self._on_news(name, output)
         for channel in touched:
             if channel in self._names:

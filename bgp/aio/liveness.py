@@ -14,6 +14,7 @@ from typing import Any
 from bfd.client import Client
 from bfd.orders import Status
 from bgp import bfd
+from bgp.peer import Peer
 from bgp.speaker import Speaker
 
 OnBfd = Callable[[str, Status, Status], None]
@@ -21,7 +22,7 @@ OnBfd = Callable[[str, Status, Status], None]
 
 
 class Liveness:
-    """`sockets` gives a peer's connections; `on_down` is called when the speaker has something to do."""
+    """`sockets` gives a peer's connections; `on_down` is called when there is something to do."""
 
     def __init__(
         self,
@@ -39,16 +40,34 @@ class Liveness:
         self._on_down = on_down
         self._on_change = on_change
         self._known = -1
+        self._touched: dict[str, None] = {}
+
+    def heard(self, name: str) -> None:
+        """The peer's session has come up or gone down."""
+        self._touched[name] = None
 
     def follow(self) -> None:
-        """Have the sessions that the speaker's peers want, where those may have changed."""
+        """Have the BFD sessions that the peers want, where that may have changed."""
+        peers = self._speaker.peers
+        names: Iterable[str] = self._touched
         if self._known != self._speaker.version:
             self._known = self._speaker.version
             self.client.outlive(self._speaker.config.restart_time)
-            wanted = bfd.wanted(self._speaker.peers.values())
-            self.client.keep(wanted)
-            for name, peer in self._speaker.peers.items():
-                peer.bfd = self.client.status.get(name)
+            names = {**self._touched, **dict.fromkeys(self.client.status), **dict.fromkeys(peers)}
+        for name in names:
+            self._follow(name, peers.get(name))
+        self._touched.clear()
+
+    def _follow(self, name: str, peer: Peer | None) -> None:
+        wanted = bfd.wanted(peer) if peer is not None else None
+        if wanted is not None:
+            assert peer is not None
+            self.client.set(name, wanted, peer.bfd)
+            peer.bfd = self.client.status[name]
+        elif name in self.client.status:
+            self.client.unset(name)
+            if peer is not None:
+                peer.bfd = bfd.ended(peer.bfd)
 
     def view(self) -> dict[str, Any]:
         """How its process fares: empty while there is none. Times in milliseconds."""
@@ -83,7 +102,11 @@ class Liveness:
             independent = now.failed_independent
             if independent or not any(map(_closing, self._sockets(name))):
                 self._speaker.bfd_down(name, self._now(), _why(now), independent=independent)
-                self._on_down()
+            self._touched[name] = None
+            self._on_down()
+        elif before.up and not now.up:
+            self._touched[name] = None
+            self._on_down()
         self._on_change(name, before, now)
 
 
