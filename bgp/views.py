@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from bgp import bfd
 from bgp.decision import why
 from bgp.fsm import State
 from bgp.message import Family, LocalError, MessageType, nlri
@@ -98,6 +99,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "why_down": _why_down(peer) if negotiated is None else None,
         "last_down": session.last_down.reason if session.last_down else None,
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
+        "bfd": bfd.view(config, peer.bfd, now),
         "restart_ends": round(peer.restart_ends - now, 1) if peer.restart_ends is not None else None,
         "held": speaker.advertising.is_held(peer.source),
         "capabilities": {

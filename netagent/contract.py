@@ -53,6 +53,12 @@ class Tcp(NamedTuple):
     port: int
 
 
+class Udp(NamedTuple):
+    """A UDP port among those of `Backend.ports` that a service has: ours to guard whatever the base plan holds."""
+
+    port: int
+
+
 # What a service's task is cancelled with when the backend is no longer wanted, and `Service.stop` follows.
 STOPPING = "stopping"
 
@@ -74,8 +80,8 @@ class Backend(Protocol):
         """Options of `Backend` in the network's configuration, keys in any case. ConfigError on a bad value."""
         ...
 
-    def ports(self, options: Any) -> tuple[int | Tcp, ...]:
-        """UDP ports (numbers) and TCP ports (Tcp) that peers must be able to reach, and nobody else may."""
+    def ports(self, options: Any) -> tuple[int | Tcp | Udp, ...]:
+        """UDP ports (numbers, and Udp) and TCP ports (Tcp) that peers must be able to reach, and nobody else may."""
         ...
 
     def direct(self, options: Any) -> bool:

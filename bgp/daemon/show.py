@@ -53,6 +53,8 @@ def _peers(items: Iterable[Any]) -> Iterator[str]:
             remark += f"; next try in {span(peer['next_retry'])}"
         if "restart_ends" in peer:
             remark += f"; its routes are kept for {span(peer['restart_ends'])}"
+        if "bfd" in peer:
+            remark += f"; {_bfd(peer['bfd'])}"
         if peer.get("held"):
             remark += "; does not read what it is sent"
         rows.append(
@@ -64,6 +66,14 @@ def _peers(items: Iterable[Any]) -> Iterator[str]:
             )
         )
     yield from _columns(rows)
+
+
+def _bfd(bfd: dict[str, Any]) -> str:
+    """A few words: whether it is up and how soon it notices, or why it is not."""
+    if bfd["state"] == "up":
+        return f"BFD up, {bfd['detection']:g} ms"
+    why = bfd.get("problem") or ("" if bfd["diag"] == "none" else bfd["diag"])
+    return f"BFD {bfd['state'].replace('_', ' ')}" + (f": {why}" if why else "")
 
 
 def _routes(items: Iterable[Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp
+from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp, Udp
 from netagent.model import Finding, Lease, Link, Object
 
 
@@ -114,7 +114,11 @@ class Composer:
     def listening(self, bases: Iterable[Base]) -> tuple[int, ...]:
         """Those of `ports` that are ours to guard, given the base plans. A backend without base objects was refused
         its place: the port is another's, who may have peers that are none of ours."""
-        return _udp_ports(s for s, base in zip(self.standing, bases, strict=True) if base.plan.objects)
+        pairs = tuple(zip(self.standing, bases, strict=True))
+        services = {
+            port.port for s, _ in pairs for port in s.backend.ports(s.context.options) if isinstance(port, Udp)
+        }
+        return tuple(sorted(services.union(_udp_ports(s for s, base in pairs if base.plan.objects))))
 
     def peer(self, lease: Lease) -> Peer:
         """Plan one remote lease."""
@@ -136,4 +140,6 @@ class Composer:
 
 def _udp_ports(standing: Iterable[Standing]) -> tuple[int, ...]:
     ports = {port for s in standing for port in s.backend.ports(s.context.options)}
-    return tuple(sorted(port for port in ports if isinstance(port, int)))
+    return tuple(
+        sorted({port if isinstance(port, int) else port.port for port in ports if not isinstance(port, Tcp)})
+    )
