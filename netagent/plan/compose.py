@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp
-from netagent.model import Finding, Lease, Link, Object
+from netagent.contract import RANK_BASE, Backend, Context, Ip, Plan, Tcp
+from netagent.model import TCP, UDP, Finding, Inbound, Lease, Link, Object
 
 
 class Use(NamedTuple):
@@ -97,8 +97,20 @@ class Composer:
     @property
     def tcp_ports(self) -> tuple[int, ...]:
         """TCP ports that peers must reach, sorted."""
-        ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
-        return tuple(sorted(port.port for port in ports if isinstance(port, Tcp)))
+        return tuple(sorted(port.port for port in _ports(self.standing) if isinstance(port, Tcp)))
+
+    @property
+    def inbound(self) -> tuple[Inbound, ...]:
+        """All that peers must be able to send to this host, sorted."""
+        families = self.active.context.network.families
+        found = [Inbound(UDP, port) for port in self.ports]
+        found += [Inbound(TCP, port) for port in self.tcp_ports]
+        found += [
+            Inbound(port.protocol)
+            for port in _ports(self.standing)
+            if isinstance(port, Ip) and port.family in families
+        ]
+        return tuple(sorted(found))
 
     def base(self) -> tuple[Base, ...]:
         """The base plans. Where two want one key the active backend wins, then the coming one, then the latest."""
@@ -135,5 +147,8 @@ class Composer:
 
 
 def _udp_ports(standing: Iterable[Standing]) -> tuple[int, ...]:
-    ports = {port for s in standing for port in s.backend.ports(s.context.options)}
-    return tuple(sorted(port for port in ports if isinstance(port, int)))
+    return tuple(sorted(port for port in _ports(standing) if isinstance(port, int)))
+
+
+def _ports(standing: Iterable[Standing]) -> set[int | Tcp | Ip]:
+    return {port for s in standing for port in s.backend.ports(s.context.options)}
