@@ -10,8 +10,7 @@ it calls `take` after what has happened, carries out each Connect, Send and Clos
     for peer, output in speaker.take(now): ...
     changes = speaker.take_changes()
 
-Graceful restart (RFC 4724) works both ways. A peer that goes away without a word keeps its routes until its restart
-time is over; back again, it must announce them anew. Our own is in deferral.py.
+Graceful restart (RFC 4724) works both ways: a peer's is in stale.py, our own in deferral.py.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from bgp.connection import (
 from bgp.decision import Metric
 from bgp.deferral import Deferral
 from bgp.fsm import State
+from bgp.judging import Judging
 from bgp.message import (
     AttributeDecoder,
     Attributes,
@@ -52,6 +52,7 @@ from bgp.ranges import PeerRange, range_of
 from bgp.rib import Chosen, Rib
 from bgp.route import Kind, Source
 from bgp.session import Session
+from bgp.stale import Stale
 from bgp.transport import Transport
 
 
@@ -114,6 +115,8 @@ class Speaker:
         self._changes: dict[Family, dict[bytes, Chosen]] = {family: {} for family in config.families}
         self._decoders: dict[tuple[bool, bool], AttributeDecoder] = {}
         self._peers_of: dict[Source, Peer] = {}
+        self._judging = Judging(self.ribs, self._peers_of)
+        self._stale = Stale(self.ribs)
         self._by_address: dict[bytes, str] = {}
         self._joining: dict[str, None] = {}
         self._leaving: dict[str, None] = {}
@@ -147,7 +150,7 @@ class Speaker:
         self.version += 1
         peer.session.stop(now, notification or Notification(ErrorCode.CEASE, Cease.PEER_DECONFIGURED))
         self._touched(peer, now)
-        self._forget_routes(peer)
+        self._stale.forget(peer)
         self._no_longer_awaited(name)
         self._sent_to.pop(name, None)
         self._leaving.pop(name, None)
@@ -206,7 +209,7 @@ class Speaker:
             peer.set_speaker(config)
             peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
-                self._judge_again(peer)
+                self._judging.again(peer)
             self._move(peer)
             self._touched(peer, now)
 
@@ -215,7 +218,7 @@ class Speaker:
         peer = self.peers[name]
         peer.session.stop(now, Notification.shutdown(text))
         self._touched(peer, now)
-        self._forget_routes(peer)
+        self._stale.forget(peer)
 
     def start_peer(self, name: str, now: float) -> None:
         """Keep a session with the peer, after it was stopped or had given too many prefixes."""
@@ -252,12 +255,12 @@ class Speaker:
         attributes = attributes or Attributes()
         self.ribs[family].announce(self.local, (prefix,), attributes, attributes)
         if self.own.add(family, prefix, guard=guard):
-            self._own_changed(family, prefix, guard)
+            self._judging.own_changed(family, prefix, guard)
 
     def retract(self, family: Family, prefix: bytes) -> None:
         """Announce it no longer."""
         self.ribs[family].withdraw(self.local, (prefix,))
-        self._own_changed(family, prefix, self.own.remove(family, prefix))
+        self._judging.own_changed(family, prefix, self.own.remove(family, prefix))
 
     # ---------------------------------------------------------------------------------------------------- the world
 
@@ -348,7 +351,8 @@ class Speaker:
     @property
     def pending(self) -> bool:
         """Whether `take` has left something undecided for its next call."""
-        return any(rib.pending for family, rib in self.ribs.items() if family not in self.deferral)
+        undecided = any(rib.pending for family, rib in self.ribs.items() if family not in self.deferral)
+        return undecided or bool(self._judging)
 
     @property
     def telling(self) -> bool:
@@ -369,7 +373,9 @@ class Speaker:
                 continue
             peer.scheduled = None
             if peer.restart_ends is not None and peer.restart_ends <= now:
-                self._restart_is_over(peer)
+                self._stale.over(peer)
+                if peer.within is not None:
+                    self._leaving[peer.name] = None
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -378,10 +384,11 @@ class Speaker:
     def take(self, now: float) -> list[Told]:
         """Decide what has been left undecided, and give all that is to be done and known, in order.
 
-        At most AT_ONCE prefixes of a family are decided, and as many told to peers that are behind; `pending` and
-        `telling` say whether some are left for another call.
+        At most AT_ONCE prefixes are judged anew, as many of a family decided, and as many told to peers that are
+        behind; `pending` and `telling` say whether some are left for another call.
         """
         self._now = now
+        self._judging.step(AT_ONCE)
         self._flush(AT_ONCE)
         if not self.pending:
             for name in self._joining.copy():
@@ -465,14 +472,11 @@ class Speaker:
     def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
         peer.established(negotiated)
         peer.since = now
+        self._stale.came_up(peer, negotiated, now)
         restart = negotiated.received.capabilities.graceful_restart
-        kept = {family for family, preserved in restart.preserved if preserved} if restart else set()
-        for family, rib in self.ribs.items():
-            if family not in kept:
-                rib.sweep(peer.source)  # it has not gone on forwarding: what is stale is wrong
+        for family in self.ribs:
             if restart is None or restart.restarting or family not in negotiated.families:
                 self._no_longer_awaited(peer.name, family)
-        peer.restart_ends = now + self.config.stale_time if peer.restart_ends is not None and kept else None
         self._joining[peer.name] = None
 
     def _went_down(self, peer: Peer, down: Down, now: float) -> None:
@@ -480,32 +484,7 @@ class Speaker:
         peer.flaps += 1
         self._joining.pop(peer.name, None)
         self.advertising.leave(peer.source)
-        restart = down.peer_open.capabilities.graceful_restart if down.peer_open else None
-        without_a_word = down.sent is None and down.received is None
-        if restart and without_a_word and self.config.restart_time and peer.session.started:
-            kept = {family for family, _ in restart.preserved}
-            for family, rib in self.ribs.items():
-                if family in kept:
-                    rib.sweep(peer.source)  # what is stale from the last time is not kept twice
-                    rib.mark_stale(peer.source)
-                else:
-                    rib.remove(peer.source)
-            peer.restart_ends = now + restart.restart_time
-        else:
-            self._forget_routes(peer)
-
-    def _restart_is_over(self, peer: Peer) -> None:
-        """Away too long, or back and too slow."""
-        peer.restart_ends = None
-        for rib in self.ribs.values():
-            rib.sweep(peer.source)
-        if peer.within is not None:
-            self._leaving[peer.name] = None
-
-    def _forget_routes(self, peer: Peer) -> None:
-        peer.restart_ends = None
-        for rib in self.ribs.values():
-            rib.remove(peer.source)
+        self._stale.went_down(peer, down, now)
 
     def _leave(self, peer: Peer, now: float) -> None:
         """A peer of a range whose session is over is none any more, unless it or its routes are kept."""
@@ -560,7 +539,7 @@ class Speaker:
             self.start_peer(peer.name, now)
         imports = ("import_policy", "allowed_own_as", "enforce_first_as", "accept_default")
         if any(getattr(before, name) != getattr(config, name) for name in imports):
-            self._judge_again(peer)
+            self._judging.again(peer)
         kind = peer.kind(peer.source.asn)
         if peer.source.kind is not kind:
             # Who may have its routes is another question now. What is the same is not sent again.
@@ -572,26 +551,6 @@ class Speaker:
     def _move(self, peer: Peer) -> None:
         if peer.session.negotiated is not None and peer.name not in self._joining:
             self.advertising.move(peer.source, peer.export_settings())
-
-    def _own_changed(self, family: Family, prefix: bytes, guard: bool) -> None:
-        """A prefix is ours, or is not any more: what peers have said of it is judged anew."""
-        for source, inside, route in list(
-            self.ribs[family].within(prefix) if guard else self.ribs[family].at(prefix)
-        ):
-            if source is not self.local:
-                self._judge_one(self._peers_of[source], family, inside, route.received)
-
-    def _judge_again(self, peer: Peer) -> None:
-        for family, rib in self.ribs.items():
-            for prefix, route in list(rib.received(peer.source).items()):
-                self._judge_one(peer, family, prefix, route.received)
-
-    def _judge_one(self, peer: Peer, family: Family, prefix: bytes, received: Attributes) -> None:
-        rib = self.ribs[family]
-        before = rib.received(peer.source)[prefix]
-        for some, attributes, rejected in peer.judge(family, [prefix], received):
-            if (attributes, rejected) != (before.attributes, before.rejected):
-                rib.replace(peer.source, some[0], attributes, rejected)
 
     def _decoder(self, as4: bool, internal: bool) -> AttributeDecoder:
         """Sessions of one kind share what has been parsed."""
