@@ -15,7 +15,6 @@ pytestmark = [pytest.mark.nspawn, pytest.mark.etcd, pytest.mark.slow, pytest.mar
 VERSIONS = {"trixie": ("257", "3.13"), "bookworm": ("252", "3.11")}
 
 
-@pytest.mark.parametrize("backend", ["udp"])
 async def test_the_service_on_another_release(capsys: pytest.CaptureFixture[str]) -> None:
     """Active is ready; crash, hang and restart lose no packet; after a reboot it is who it was."""
     suite = other_release()

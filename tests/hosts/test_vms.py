@@ -157,6 +157,57 @@ async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmL
     await lab.carries()
 
 
+# NET_BIND_SERVICE, NET_ADMIN, NET_RAW (linux/capability.h): what the package's unit leaves to the agent.
+CAPABILITIES = 1 << 10 | 1 << 12 | 1 << 13
+
+
+async def test_ip_in_ip_under_the_hardened_unit(lab: VmLab) -> None:
+    """The agent makes devices, routes and guard with what the unit leaves it, modules included; and a restart of it
+    loses no packet."""
+    await lab.set_backend("ipip")
+    await lab.ready()
+    unit = (await lab["h1"].exec("systemctl", "show", "netagent", "--property=FragmentPath,DropInPaths")).out
+    assert [line.removeprefix("FragmentPath=/usr") for line in unit.splitlines()] == [
+        "/lib/systemd/system/netagent.service",
+        "DropInPaths=",
+    ]
+    limits = (await lab["h1"].sh("cat /proc/$(systemctl show --value -p MainPID netagent)/status")).splitlines()
+    values = dict(line.split(":\t", 1) for line in limits if ":\t" in line)
+    assert int(values["CapBnd"], 16) == int(values["CapEff"], 16) == CAPABILITIES
+    assert (values["NoNewPrivs"], values["Seccomp"]) == ("1", "2")
+    async with lab.flow() as flow:
+        await lab["h1"].exec("systemctl", "restart", "netagent", timeout=120)
+        await lab.ready()
+    assert flow.lost == 0, flow
+    # From nothing, the modules not loaded: as at the first start on a host.
+    gone = "systemctl stop netagent; for path in /sys/class/net/na-*; do ip link delete ${path##*/}; done"
+    await lab["h1"].sh(f"{gone}; rmmod ipip sit", timeout=120)
+    await lab["h1"].exec("systemctl", "start", "netagent", timeout=120)
+    statuses = await lab.ready()
+    assert statuses["h1"].verdict.state == "healthy", statuses["h1"].findings
+    await lab.carries()
+
+
+@pytest.mark.parametrize(("protocol", "family"), [(4, 4), (41, 6)])
+async def test_another_firewall_that_drops_the_protocol_is_told(lab: VmLab, protocol: int, family: int) -> None:
+    """The command that is told lets the packets in again."""
+    await lab.set_config(**topology.IPV6_NETWORK)
+    await lab.set_backend("ipip")
+    await lab.ready()
+    h1 = lab["h1"]
+    head = "type filter hook input priority 0; policy drop;"
+    others = ", ".join(str(number) for number in (1, 6, 17, 58, 4, 41) if number != protocol)
+    await h1.sh(f"nft 'table inet site {{ chain in {{ {head} meta l4proto {{ {others} }} accept; }}; }}'")
+    finding = await lab.finding("h1", "firewall-drops-protocol")
+    assert finding is not None
+    assert finding.subject == f"inet site in protocol {protocol}"
+    assert {cell.family for cell in (await lab.ping(count=1)).failed} == {family}
+    await h1.sh(finding.remedy.partition(" (")[0])
+    await lab.carries()
+    await lab.finding("h1", "firewall-drops-protocol", gone=True)
+    await h1.exec("nft", "delete", "table", "inet", "site")
+
+
 async def test_only_peers_reach_the_ip_in_ip_device(lab: VmLab) -> None:
     """An IP-in-IP packet that etcd's host forges is dropped; the same from a peer's address is let in."""
     await lab.set_backend("ipip")
