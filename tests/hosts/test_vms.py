@@ -167,10 +167,8 @@ async def test_ip_in_ip_under_the_hardened_unit(lab: VmLab) -> None:
     await lab.set_backend("ipip")
     await lab.ready()
     unit = (await lab["h1"].exec("systemctl", "show", "netagent", "--property=FragmentPath,DropInPaths")).out
-    assert [line.removeprefix("FragmentPath=/usr") for line in unit.splitlines()] == [
-        "/lib/systemd/system/netagent.service",
-        "DropInPaths=",
-    ]
+    expected = ["FragmentPath=/lib/systemd/system/netagent.service", "DropInPaths="]
+    assert unit.replace("=/usr/", "=/").splitlines() == expected
     limits = (await lab["h1"].sh("cat /proc/$(systemctl show --value -p MainPID netagent)/status")).splitlines()
     values = dict(line.split(":\t", 1) for line in limits if ":\t" in line)
     assert int(values["CapBnd"], 16) == int(values["CapEff"], 16) == CAPABILITIES
