@@ -150,6 +150,10 @@ async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmL
         data = link["linkinfo"]["info_data"]
         assert (link["mtu"], link["ifalias"]) == (1480, "netagent")
         assert (data["local"], data["ttl"], data["pmtudisc"]) == (host.v4.partition("/")[0], 64, True)
+    for name in ("na-ipip", *(name for name in links if name.startswith("na-s"))):
+        # udev runs here: what it does to a device is in our file, which leaves name and address alone.
+        said = await lab["h1"].exec("udevadm", "info", "--query=property", f"--path=/sys/class/net/{name}")
+        assert "ID_NET_LINK_FILE=/usr/lib/systemd/network/10-netagent.link" in said.out, said
     assert "UP" not in links["tunl0"]["flags"]
     assert "UP" not in links["sit0"]["flags"]
     await lab["h1"].sh("ip link delete na-ipip; ip route flush proto 110")

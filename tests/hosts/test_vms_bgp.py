@@ -51,6 +51,7 @@ async def router(racks: VmLab) -> AsyncIterator[RackRouter]:
     router = RackRouter(racks)
     await router.start()
     yield router
+    await stands(racks, {**MESH, "Encapsulation": "vxlan"}, MESHED)  # what the next one starts from
     await router.stop()
 
 
