@@ -19,7 +19,7 @@ from backends.ipip import device6
 from backends.vxlan import link_local, vtep_mac
 from bgp.message import AsPath, Attributes, nlri
 from bgp.message.nlri import address_text
-from netagent.contract import Context, Tcp
+from netagent.contract import Context, Ip, Tcp
 from netagent.errors import ConfigError
 from netagent.model import (
     AddressFact,
@@ -187,6 +187,7 @@ def test_ports_and_guard() -> None:
     backend = Bgp()
     assert backend.ports(parse({}).value) == (Tcp(179),)
     assert backend.ports(parse({"Port": 1179, "Encapsulation": "vxlan"}).value) == (Tcp(1179), 8472)
+    assert backend.ports(parse({"Encapsulation": "ipip-cross-subnet"}).value) == (Tcp(179), Ip(4, 4), Ip(41, 6))
     assert backend.direct(parse({}).value)
     assert not backend.direct(parse({"Encapsulation": "vxlan"}).value)
     assert backend.direct(parse({"Encapsulation": "vxlan-cross-subnet"}).value)
@@ -571,7 +572,7 @@ def test_inside_ip() -> None:
     assert ways.route("fc00:5:0:9::/64", ["fd70::13"])[0] == Route("fc00:5:0:9::/64", (Hop(sit),))
     assert Bgp().mtu(ctx) == 1480
     assert [o.name for o in Bgp().base(ctx).objects if isinstance(o, Link)] == ["na-ipip"]
-    assert Bgp().ports(ctx.options) == (Tcp(179),)
+    assert Bgp().ports(ctx.options) == (Tcp(179), Ip(4, 4), Ip(41, 6))
 
 
 def test_inside_ip_where_the_kernel_cannot() -> None:
