@@ -222,6 +222,7 @@ def _candidate(rib: Rib, prefix: bytes, route: Route, chosen: tuple[Route, ...],
         "kind": route.source.kind.value,
         "best": route is best,
         "used": route in chosen,
+        "stale": rib.is_stale(route.source, prefix),
         "why": reason,
         **_attributes(rib, route),
     }
@@ -251,6 +252,7 @@ def received(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
                 "prefix": nlri.text(family, prefix),
                 "accepted": not route.rejected,
                 "best": bool(chosen) and chosen[0] is route,
+                "stale": rib.is_stale(peer.source, prefix),
                 **describe(route.received),
             }
             if route.rejected:
