@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings
-from bgp.message import Attributes, Capabilities, Family, GracefulRestart
+from bgp.message import Attributes, Capabilities, Family, GracefulRestart, nlri
 from bgp.message.attribute_decoding import Fault
 from bgp.own import OwnPrefixes
 from bgp.policy import Policy
@@ -189,17 +189,18 @@ class Peer:
     # ------------------------------------------------------------------------------------------- what it sends
 
     def judge(
-        self, family: Family, prefixes: list[bytes], received: Attributes
+        self, family: Family, paths: list[bytes], received: Attributes
     ) -> Iterable[tuple[list[bytes], Attributes, str]]:
-        """Prefixes with one and the same fate: what counts for them, and why they may not be used (else empty)."""
+        """Paths with one and the same fate: what counts for them, and why they may not be used (else empty)."""
         refused = self._refused(received)
         if refused:
-            return ((prefixes, received, refused),)
+            return ((paths, received, refused),)
+        prefixes = nlri.prefixes_of(family, paths)
         if self.config.import_policy is None and not self._own.concern(family, prefixes):
-            return ((prefixes, received, ""),)
+            return ((paths, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
-        for prefix in prefixes:
-            fates.setdefault(self._fate(family, prefix, received), []).append(prefix)
+        for path, prefix in zip(paths, prefixes, strict=True):
+            fates.setdefault(self._fate(family, prefix, received), []).append(path)
         return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
 
     def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:
