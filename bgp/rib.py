@@ -37,6 +37,7 @@ class Rib:
         self._candidates: dict[bytes, list[Route]] = {}
         self._stale: dict[Source, dict[bytes, None]] = {}
         self._marked: dict[bytes, None] = {}
+        self._decided: dict[bytes, None] | None = None
 
     # --------------------------------------------------------------------------------------------- what comes in
 
@@ -168,6 +169,8 @@ class Rib:
             marked = dict.fromkeys(islice(marked, most))
             for prefix in marked:
                 del self._marked[prefix]
+        if self._decided is not None:
+            self._decided.update(marked)
         for prefix in marked:
             known = candidates.get(prefix)
             new = decide(known, metric, paths) if known else ()
@@ -179,6 +182,18 @@ class Rib:
             else:
                 del chosen[prefix]
         return changes
+
+    def watch(self, wanted: bool) -> None:
+        """Whether somebody will ask `take_decided`."""
+        if wanted is (self._decided is None):
+            self._decided = {} if wanted else None
+
+    def take_decided(self) -> dict[bytes, None]:
+        """The prefixes that `take_changes` has decided since the last call, with or without a change."""
+        if not self._decided:
+            return {}
+        decided, self._decided = self._decided, {}
+        return decided
 
     def next_hops_changed(self, next_hops: Iterable[bytes]) -> None:
         """The metric of these next hops is another one now: their prefixes are decided anew."""

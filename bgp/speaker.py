@@ -509,9 +509,10 @@ class Speaker:
             if family in self.deferral:
                 continue
             changes = rib.take_changes(most)
-            if changes:
+            decided = rib.take_decided()
+            if changes or decided:
                 self._changes[family].update(changes)
-                self.advertising.tell(family, changes)
+                self.advertising.tell(family, changes, decided)
 
     def _send(self, member: Source, data: bytes, count: int) -> None:
         peer = self._peers_of[member]
@@ -545,7 +546,7 @@ class Speaker:
             # Who may have its routes is another question now. What is the same is not sent again.
             peer.source.kind = kind
             for family, rib in self.ribs.items():
-                self.advertising.tell(family, rib.chosen)
+                self.advertising.tell(family, rib.chosen, rib.chosen)
         self._move(peer)
 
     def _move(self, peer: Peer) -> None:
