@@ -119,7 +119,7 @@ def framing(data: bytes) -> None:
 
 @target(
     "bgp-open",
-    covers=("bgp.message.open:decode_open",),
+    covers=("bgp.message.open:decode_open", "bgp.message.capabilities:decode_capabilities"),
     seeds=lambda: {name: body(message.encode()) for name, message in OPENS.items()},
     longest=300,
 )
