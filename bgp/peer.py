@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bgp.connection import Direction, Negotiated, Settings
-from bgp.export import ExportSettings
-from bgp.message import Attributes, Capabilities, Family, GracefulRestart, nlri
+from bgp.export import ExportSettings, Several
+from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, nlri
 from bgp.message.attribute_decoding import Fault
 from bgp.own import OwnPrefixes
 from bgp.policy import Policy
@@ -75,16 +75,24 @@ class PeerConfig:
     """The share of `most_prefixes` at which a warning is given."""
     shutdown: str | None = None
     """Words (or none, "") with which the session is kept down by the operator; None: it is kept up."""
+    several_in: bool = False
+    """Whether it may send several routes to a prefix (RFC 7911)."""
+    several_out: Several | None = None
+    """Which of several routes to a prefix it is told, if it takes them; None: of the best alone."""
+    extended_next_hop: bool = False
+    """Whether routes of IPv4 may have a next hop of IPv6, both ways (RFC 8950)."""
     transport: Transport = DEFAULT_TRANSPORT
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
+        if (self.several_out is None) is not (other.several_out is None):
+            return False  # our OPEN says whether it is told of several; which ones is for us alone to know
         return replace(self, **{name: getattr(other, name) for name in _CHANGEABLE}) == other
 
 
 _CHANGEABLE = (
     *("client", "next_hop_self", "import_policy", "export_policy", "allowed_own_as", "enforce_first_as"),
-    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown"),
+    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown", "several_out"),
 )
 """What can change under a session that stands."""
 
@@ -177,7 +185,13 @@ class Peer:
             self.own_addresses(),
             self.config.next_hop_self,
             self.config.export_policy,
+            self._several(negotiated),
+            negotiated.extended_next_hop,
         )
+
+    def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
+        several = self.config.several_out
+        return tuple((family, several) for family in negotiated.families if several and family in negotiated.several_out)
 
     def remember(self, faults: Iterable[Fault]) -> None:
         self.malformed += 1
@@ -238,13 +252,23 @@ class Peer:
         return ""
 
 
-def capabilities(speaker: SpeakerConfig, *, restarting: bool) -> Capabilities:
-    """What our OPEN says; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
+def capabilities(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Capabilities:
+    """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
     restart = None
     if speaker.restart_time:
         preserved = tuple((family, restarting) for family in speaker.families)
         restart = GracefulRestart(speaker.restart_time, restarting, preserved)
-    return Capabilities(speaker.families, graceful_restart=restart)
+    ways = AddPath(0)
+    if config.several_in:
+        ways |= AddPath.RECEIVE
+    if config.several_out is not None:
+        ways |= AddPath.SEND
+    return Capabilities(
+        speaker.families,
+        graceful_restart=restart,
+        add_path=tuple((family, ways) for family in speaker.families) if ways else (),
+        extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
+    )
 
 
 def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Settings:
@@ -253,7 +277,7 @@ def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: 
         config.local_asn or speaker.asn,
         speaker.identifier,
         config.asn,
-        capabilities(speaker, restarting=restarting),
+        capabilities(speaker, config, restarting=restarting),
         config.hold_time,
         config.connect_retry,
         config.passive,

@@ -207,7 +207,7 @@ class Speaker:
                 rib.decide_anew()
         for peer in self.peers.values():
             peer.set_speaker(config)
-            peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
+            peer.session.change_capabilities(capabilities(config, peer.config, restarting=bool(self.deferral)))
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judging.again(peer)
             self._move(peer)
@@ -499,7 +499,7 @@ class Speaker:
     def _restarted(self) -> None:
         """Our own restart is over: the next OPEN says so."""
         for peer in self.peers.values():
-            peer.session.change_capabilities(capabilities(self.config, restarting=False))
+            peer.session.change_capabilities(capabilities(self.config, peer.config, restarting=False))
 
     # ------------------------------------------------------------------------------------------- what peers are told
 

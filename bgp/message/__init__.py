@@ -7,7 +7,7 @@ or raise RemoteError, and no other exception.
 from bgp.message.aspath import AsPath
 from bgp.message.attribute_decoding import AttributeDecoder, Fault
 from bgp.message.attributes import Attributes
-from bgp.message.capabilities import Capabilities, GracefulRestart
+from bgp.message.capabilities import AddPath, Capabilities, GracefulRestart
 from bgp.message.codes import Cease, ErrorCode, Family, MessageType, Origin
 from bgp.message.errors import BgpError, LocalError, RemoteError
 from bgp.message.framing import Framer
@@ -18,6 +18,7 @@ from bgp.message.update import Update, UpdateDecoder, encode_announcement, encod
 
 __all__ = [
     "KEEPALIVE",
+    "AddPath",
     "AsPath",
     "AttributeDecoder",
     "Attributes",
