@@ -191,7 +191,9 @@ class Peer:
 
     def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
         several = self.config.several_out
-        return tuple((family, several) for family in negotiated.families if several and family in negotiated.several_out)
+        return tuple(
+            (family, several) for family in negotiated.families if several and family in negotiated.several_out
+        )
 
     def remember(self, faults: Iterable[Fault]) -> None:
         self.malformed += 1

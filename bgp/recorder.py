@@ -124,9 +124,7 @@ def _open(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
 def _update(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
     attributes = AttributeDecoder(as4=context.as4, internal=context.internal)
     identified = context.several_out if sent else context.several_in
-    decoder = UpdateDecoder(
-        context.families, attributes, identified=identified, extended=context.extended_next_hop
-    )
+    decoder = UpdateDecoder(context.families, attributes, identified=identified, extended=context.extended_next_hop)
     return describe_update(decoder.decode(body))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from bgp.daemon.errors import ConfigError
 from bgp.daemon.policies import community, large_community, policies_from
 from bgp.daemon.tables import Table
+from bgp.export import Several
 from bgp.message import Attributes, Family, LocalError, nlri
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import Policy
@@ -158,6 +159,9 @@ class _PeerReader:
             most_prefixes=table.optional_number("max-prefixes", 1, AS_MOST),
             warn_at=table.number("warn-at", 1, 100, 80) / 100,
             shutdown=shutdown,
+            several_in=table.take("add-path-receive", bool, False),
+            several_out=_several(table),
+            extended_next_hop=table.take("extended-next-hop", bool, False),
             transport=self._transport(table, port),
         )
 
@@ -194,6 +198,13 @@ class _PeerReader:
             )
         except LocalError as error:
             raise ConfigError(f"{table.file}: {table.path}: {error}") from None
+
+
+def _several(table: Table) -> Several | None:
+    value = table.number_or_word("add-path-send", 1, 255, ("all", "next-hops"))
+    if value is None:
+        return None
+    return Several(value) if isinstance(value, int) else Several(by_next_hop=value == "next-hops")
 
 
 def _family(text: str) -> Family:

@@ -143,11 +143,9 @@ def address_text(packed: bytes) -> str:
 
 def pack(family: Family, paths: Iterable[bytes], room: int) -> list[bytes]:
     """The paths joined into fields of at most `room` octets each (at least LONGEST)."""
-    paths = list(paths)
-    if identified(family, paths):
-        prefixes = [path[-IDENTIFIER:] + path[:-IDENTIFIER] for path in paths]
-    else:
-        prefixes = paths
+    prefixes = list(paths)
+    if identified(family, prefixes):
+        prefixes = [path[-IDENTIFIER:] + path[:-IDENTIFIER] for path in prefixes]
     fields: list[bytes] = []
     held: list[bytes] = []
     size = 0

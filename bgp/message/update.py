@@ -68,7 +68,8 @@ class UpdateDecoder:
         self._attributes = attributes
         self._ipv4 = Family.IPV4 in self._families.values()
         self._splits = {
-            family: nlri.split_identified if family in identified else nlri.split for family in self._families.values()
+            family: nlri.split_identified if family in identified else nlri.split
+            for family in self._families.values()
         }
         self._split4 = self._splits.get(Family.IPV4, nlri.split)
         self._next_hops = {Family.IPV4: (4, 16, 32) if extended else (4,), Family.IPV6: (16, 32)}

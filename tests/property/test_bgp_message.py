@@ -137,7 +137,9 @@ def test_paths_with_identifiers(
 
 
 @settings(deadline=None)
-@given(attributes_values, st.binary(min_size=15, max_size=15), st.booleans(), st.lists(prefix(Family.IPV4), min_size=1))
+@given(
+    attributes_values, st.binary(min_size=15, max_size=15), st.booleans(), st.lists(prefix(Family.IPV4), min_size=1)
+)
 def test_ipv4_with_a_next_hop_of_ipv6(
     attributes: Attributes, hop: bytes, link_local: bool, prefixes: list[bytes]
 ) -> None:

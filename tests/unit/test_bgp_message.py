@@ -109,7 +109,9 @@ def test_a_message_too_long_is_not_made() -> None:
 
 def test_open_carries_its_capabilities() -> None:
     restart = GracefulRestart(120, True, ((Family.IPV4, True), (Family.IPV6, False)))
-    sent = Open(4200000000, 90, b"\x0a\0\0\1", Capabilities(tuple(Family), True, True, restart, others=((73, b"\0"),)))
+    sent = Open(
+        4200000000, 90, b"\x0a\0\0\1", Capabilities(tuple(Family), True, True, restart, others=((73, b"\0"),))
+    )
     ((kind, data),) = Framer().receive(sent.encode())
     assert kind == 1
     assert data[1:3] == b"\x5b\xa0"  # AS_TRANS stands where four octets do not fit

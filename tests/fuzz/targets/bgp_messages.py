@@ -60,7 +60,9 @@ OPENS = {
         4200000002,
         9,
         bytes((10, 0, 0, 2)),
-        Capabilities((V4, V6), True, True, GracefulRestart(120, True, ((V4, True), (V6, False))), others=((73, b"\4name"),)),
+        Capabilities(
+            (V4, V6), True, True, GracefulRestart(120, True, ((V4, True), (V6, False))), others=((73, b"\4name"),)
+        ),
     ),
     "several": Open(
         65001,
@@ -155,7 +157,7 @@ def open_(data: bytes) -> None:
 
 
 def _entries(items: list[tuple[int, bytes]], wanted: int, size: int) -> set[bytes]:
-    """All that the capabilities of one code list: one may be sent for several that came, without what is not known."""
+    """All that the capabilities of one code list: one may be sent for several, without what is not known."""
     return {value[at : at + size] for code, value in items if code == wanted for at in range(0, len(value), size)}
 
 
