@@ -207,7 +207,7 @@ class Speaker:
                 rib.decide_anew()
         for peer in self.peers.values():
             peer.set_speaker(config)
-            peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
+            peer.session.change_capabilities(capabilities(config, peer.config, restarting=bool(self.deferral)))
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judging.again(peer)
             self._move(peer)
@@ -392,9 +392,7 @@ class Speaker:
                 continue
             peer.scheduled = None
             if peer.restart_ends is not None and peer.restart_ends <= now:
-                self._stale.over(peer)
-                if peer.within is not None:
-                    self._leaving[peer.name] = None
+                self._restart_is_over(peer)
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -506,6 +504,12 @@ class Speaker:
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)
 
+    def _restart_is_over(self, peer: Peer) -> None:
+        """Away too long, or back and too slow."""
+        self._stale.over(peer)
+        if peer.within is not None:
+            self._leaving[peer.name] = None
+
     def _leave(self, peer: Peer, now: float) -> None:
         """A peer of a range whose session is over is none any more, unless it or its routes are kept."""
         del self._leaving[peer.name]
@@ -519,7 +523,7 @@ class Speaker:
     def _restarted(self) -> None:
         """Our own restart is over: the next OPEN says so."""
         for peer in self.peers.values():
-            peer.session.change_capabilities(capabilities(self.config, restarting=False))
+            peer.session.change_capabilities(capabilities(self.config, peer.config, restarting=False))
 
     # ------------------------------------------------------------------------------------------- what peers are told
 
@@ -529,9 +533,10 @@ class Speaker:
             if family in self.deferral:
                 continue
             changes = rib.take_changes(most)
-            if changes:
+            decided = rib.take_decided()
+            if changes or decided:
                 self._changes[family].update(changes)
-                self.advertising.tell(family, changes)
+                self.advertising.tell(family, changes, decided)
 
     def _send(self, member: Source, data: bytes, count: int) -> None:
         peer = self._peers_of[member]
@@ -565,7 +570,7 @@ class Speaker:
             # Who may have its routes is another question now. What is the same is not sent again.
             peer.source.kind = kind
             for family, rib in self.ribs.items():
-                self.advertising.tell(family, rib.chosen)
+                self.advertising.tell(family, rib.chosen, rib.chosen)
         self._move(peer)
 
     def _move(self, peer: Peer) -> None:

@@ -16,6 +16,7 @@ from bgp.bfd import DEFAULT_TIMING, Bfd
 from bgp.daemon.errors import ConfigError
 from bgp.daemon.policies import community, large_community, policies_from
 from bgp.daemon.tables import Table
+from bgp.export import Several
 from bgp.message import Attributes, Family, LocalError, nlri
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import Policy
@@ -162,6 +163,9 @@ class _PeerReader:
             most_prefixes=table.optional_number("max-prefixes", 1, AS_MOST),
             warn_at=table.number("warn-at", 1, 100, 80) / 100,
             shutdown=shutdown,
+            several_in=table.take("add-path-receive", bool, False),
+            several_out=_several(table),
+            extended_next_hop=table.take("extended-next-hop", bool, False),
             transport=self._transport(table, port),
             bfd=_bfd(table),
         )
@@ -214,6 +218,13 @@ def _bfd(table: Table) -> Bfd | None:
     multihop = inside.optional_flag("multihop")
     inside.end()
     return Bfd(timing, multihop)
+
+
+def _several(table: Table) -> Several | None:
+    value = table.number_or_word("add-path-send", 1, 255, ("all", "next-hops"))
+    if value is None:
+        return None
+    return Several(value) if isinstance(value, int) else Several(by_next_hop=value == "next-hops")
 
 
 def _family(text: str) -> Family:
