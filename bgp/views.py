@@ -238,7 +238,7 @@ def _candidate(rib: Rib, prefix: bytes, route: Route, chosen: tuple[Route, ...],
         "kind": route.source.kind.value,
         "best": route is best,
         "used": route in chosen,
-        "stale": rib.is_stale(route.source, prefix),
+        "stale": rib.is_stale(route.source, prefix + route.identifier),
         "why": reason,
         **_attributes(rib, route),
     }

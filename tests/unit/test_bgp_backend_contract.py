@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from netagent.contract import RANK_PEER, RANK_RETIRING, RANK_SERVICE, Context, Ip, Port, Tcp
+from netagent import contract
+from netagent.contract import RANK_PEER, RANK_RETIRING, RANK_SERVICE, Context, Ip, Tcp
 from netagent.kernel.fake import FakeHost
 from netagent.model import Facts, Hop, Inbound, Key, Network, Node, Object, Route
 from netagent.plan import hostplan
@@ -35,7 +36,7 @@ def test_a_tcp_port_is_guarded_as_a_udp_port_is() -> None:
 
 def test_ports_are_told_apart() -> None:
     class Both(Probe):
-        def ports(self, options: Any) -> tuple[Port, ...]:  # type: ignore[override]
+        def ports(self, options: Any) -> tuple[contract.Port, ...]:  # type: ignore[override]
             return (Tcp(179), 8472, Ip(4, 4), Ip(41, 6))
 
     context = Context(network=NETWORK, options=None, node=NODE, facts=Facts())
