@@ -39,7 +39,14 @@ def test_what_changed_decides_what_runs(slower: ModuleType) -> None:
     for path in ("vagrant/topology.json", "scripts/vm-box", "tests/hosts/test_vagrant.py"):
         assert names(slower, path) == {"test-vagrant"}
     assert names(slower, "tests/hosts/test_vms.py") == {"test-vms"}
-    for path in ("packaging/deb/postinst", "netagent/agent.py", "backends/ipip.py", "bgp/fsm.py", "uv.lock"):
+    for path in (
+        "packaging/deb/postinst",
+        "netagent/agent.py",
+        "backends/ipip.py",
+        "bgp/fsm.py",
+        "bfd/session.py",
+        "uv.lock",
+    ):
         assert names(slower, "docs/index.md", path) == {"test-vagrant", "test-vms"}
     assert names(slower, "tests/bench/bgp.py") == {"bench-bgp"}
     # A folder is one with its slash, and a file is a whole name.
