@@ -13,6 +13,7 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import platform
 import re
@@ -37,8 +38,8 @@ CLOSING = re.compile(r"(?:=+ )?(?:no tests ran|(?:\d+ [a-z]+(?:, )?)+) in [\d.]+
 
 
 class Target(NamedTuple):
-    """`make NAME`. `paths`: files, or folders with a slash at the end, whose change makes it run; `seconds`: from a
-    fresh clone on a quiet machine with two cores; `memory` and `disk` in MiB; `machines`: it needs virtual ones.
+    """`make NAME`. `paths`: patterns of the files whose change makes it run, `*` is anything; `seconds`: from a fresh
+    clone on a quiet machine with two cores; `memory` and `disk` in MiB; `machines`: it needs virtual ones.
     """
 
     name: str
@@ -49,12 +50,13 @@ class Target(NamedTuple):
     machines: bool = False
 
 
-PRODUCT = ("netagent/", "backends/", "bgp/", "bfd/", "packaging/", "pyproject.toml", "uv.lock")
+PRODUCT = ("netagent/*", "backends/*", "bgp/*", "bfd/*", "packaging/*", "pyproject.toml", "uv.lock")
 MACHINES = tuple(f"scripts/{name}" for name in ("debian-tree", "fetch-debs", "setup-vms", "vm-accel", "vm-guest"))
+HOSTS = ("tests/conftest.py", "tests/hosts/conftest.py", "scripts/sandbox", "scripts/test")
 TARGETS = (
     Target(
         "test-vagrant",
-        (*PRODUCT, *MACHINES, "vagrant/", "scripts/vagrant-host", "scripts/vm-box", "tests/hosts/test_vagrant.py"),
+        (*PRODUCT, *MACHINES, "vagrant/*", "scripts/vagrant-host", "scripts/vm-box", *HOSTS, "tests/hosts/*vagrant*"),
         seconds=11 * 60,
         memory=4000,
         disk=6000,
@@ -62,13 +64,13 @@ TARGETS = (
     ),
     Target(
         "test-vms",
-        (*PRODUCT, *MACHINES, "scripts/vm-image", "tests/hosts/test_vms.py", "tests/support/"),
+        (*PRODUCT, *MACHINES, "scripts/vm-image", *HOSTS, "tests/hosts/test_vms*", "tests/support/*"),
         seconds=9 * 60,
         memory=3000,
         disk=5000,
         machines=True,
     ),
-    Target("bench-bgp", ("tests/bench/",), seconds=6 * 60),
+    Target("bench-bgp", ("tests/bench/*",), seconds=6 * 60),
 )
 
 
@@ -80,9 +82,8 @@ def wanted(target: Target, changed: Iterable[str] | None) -> str:
     if changed is None:
         return "nobody knows what changed"
     for path in changed:
-        for mine in target.paths:
-            if path == mine or (mine.endswith("/") and path.startswith(mine)):
-                return f"{path} changed"
+        if any(fnmatch.fnmatchcase(path, mine) for mine in target.paths):
+            return f"{path} changed"
     return ""
 
 
