@@ -53,7 +53,7 @@ from bgp.rib import Chosen, Rib
 from bgp.route import Kind, Source
 from bgp.session import Session
 from bgp.stale import Stale
-from bgp.transport import Transport
+from bgp.transport import Dropped, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ AT_ONCE = 2000
 
 
 class Speaker:
-    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop.
+    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop, `dropped`
+    what the host has dropped for its signature.
 
     After a restart of ours, `restarting` names the peers that stood before it: nothing is decided until they have
     sent all they have, or `deferral` seconds are over.
@@ -98,8 +99,10 @@ class Speaker:
         restarting: Iterable[str] = (),
         deferral: float = 0.0,
         now: float = 0.0,
+        dropped: Callable[[], Dropped] = Dropped,
     ) -> None:
         self.config = config
+        self.dropped = dropped
         self.peers: dict[str, Peer] = {}
         self.ranges: tuple[PeerRange, ...] = ()
         self.ribs = {family: Rib(family, metric, config.paths) for family in config.families}
@@ -139,6 +142,7 @@ class Speaker:
         self.peers[config.name] = self._peers_of[peer.source] = peer
         self._by_address.setdefault(config.address, config.name)
         peer.since = now
+        peer.dropped_before = self.dropped()
         if config.shutdown is None:
             peer.session.start(now)
         self._touched(peer, now)
@@ -482,6 +486,7 @@ class Speaker:
     def _went_down(self, peer: Peer, down: Down, now: float) -> None:
         peer.since = now
         peer.flaps += 1
+        peer.dropped_before = self.dropped()
         self._joining.pop(peer.name, None)
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)

@@ -29,7 +29,7 @@ from backends.bgp.reports import Problem, established, findings, peer_states, su
 from backends.bgp.roles import Seen
 from backends.bgp.sessions import Peering, Secret
 from backends.bgp.ways import Ways
-from bgp.aio import Driver, Listen, SetupError
+from bgp.aio import Driver, Listen, SetupError, dropped
 from bgp.connection import Down, Established
 from bgp.fsm import State
 from bgp.message import Attributes, nlri
@@ -48,7 +48,7 @@ STATE = "bgp.json"  # in the run directory, which a reboot empties as it empties
 DEFERRAL = 15.0  # seconds that a start waits for the peers of the run before
 FIRST_TIME = 5.0  # seconds that `settled` waits for a peer that is new
 SAID_ALL = 3.0  # seconds after which a router that sends no End-of-RIB has said all that it has
-LOOK_AGAIN = 5.0  # seconds between two looks at files that could not be read, and at routers
+LOOK_AGAIN = 5.0  # seconds between two looks at files that could not be read, at routers, and at who is down
 RETRY = 2.0  # seconds until an occupied port is tried again
 STOP_TIME = 2.0  # seconds that peers have to take our last words
 FAREWELL = "this node leaves BGP"
@@ -304,6 +304,7 @@ class BgpService:
             restarting=restarting if config.restart_time else (),
             deferral=DEFERRAL,
             now=loop.time(),
+            dropped=dropped,
         )
         driver = Driver(speaker, on_news=self._on_news, on_changes=self._on_changes)
         driver.start()
@@ -368,7 +369,8 @@ class BgpService:
             waits.append(roles.SETTLE / 2)
         if self._problem is not None:
             waits.append(RETRY)
-        if self._unread or self._peering.routers:
+        down = self.speaker is not None and not all(map(established, self.speaker.peers.values()))
+        if self._unread or self._peering.routers or down:
             waits.append(LOOK_AGAIN)
         return max(min(waits), 0.01) if waits else None
 

@@ -17,6 +17,7 @@ from backends.bgp import reports
 from backends.bgp import service as module
 from backends.bgp.options import parse
 from backends.bgp.service import FAREWELL, STATE, BgpService
+from bgp.silence import why_down
 from netagent.contract import STOPPING, Context, Viewer
 from netagent.errors import UsageError
 from netagent.model import (
@@ -205,7 +206,7 @@ async def test_a_backend_that_is_no_longer_wanted_says_farewell(tmp_path: Path, 
         await until(lambda: not one.knows(two), "its routes are gone at once")
         speaker = one.service.speaker
         assert speaker is not None
-        assert FAREWELL in reports.why_down(speaker.peers["h2"])
+        assert FAREWELL in why_down(speaker.peers["h2"])
         assert two.port.shared == {"bgp.as": "", "bgp.role": "", "bgp.via": ""}
         assert not (two.port.run_dir / STATE).exists()
 
@@ -279,6 +280,38 @@ async def test_a_password_that_appears_is_used(tmp_path: Path, block: str, monke
         secret.write_text("hush\n")
         await until(lambda: made[0].up and made[1].up, "the signed session stands")
         await until(lambda: made[0].port.findings == (), "nothing is wrong any more")
+    finally:
+        for host in made:
+            await host.leave()
+
+
+@pytest.mark.parametrize(("theirs", "kind"), [("other", "wrong"), ("", "unwanted")])
+async def test_passwords_that_differ_are_a_finding(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch, theirs: str, kind: str
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(reports, "LONG_DOWN", 0.1)
+    made = []
+    for number, password in ((1, theirs), (2, "hush")):
+        (tmp_path / f"secret{number}").write_text(password)
+        raw = {"PasswordFile": str(tmp_path / f"secret{number}")} if password else {}
+        made.append(Host(tmp_path, block, number, raw))
+    one, two = made
+    try:
+        one.start(two)
+        two.start(one)
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-md5"], "it is told")
+        (finding,) = one.port.findings
+        assert finding.message.endswith("there is no session with h2")
+        await until(lambda: kind in next(iter(one.service.view("peers", {}))).get("dropped_here", {}), "as a value")
+        (peer,) = one.service.view("peers", {})
+        assert peer["dropped_here"][kind] > 0
+        assert "this host has dropped" in peer["why_down"]
+        # With one password everywhere the session comes up, and nothing is left of it.
+        one.raw["PasswordFile"] = str(tmp_path / "secret2")
+        one.service.configure(one.context())
+        await until(lambda: one.up and two.up, "the signed session stands")
+        await until(lambda: one.port.findings == (), "nothing is wrong any more")
     finally:
         for host in made:
             await host.leave()

@@ -39,7 +39,7 @@ class Cluster:
         self.speakers: dict[int, Speaker] = {}
 
     def speaker(self, number: int, asn: int = 65001, *, originates: bool = True, **options: Any) -> Speaker:
-        starting = {name: options.pop(name) for name in ("restarting", "deferral", "metric") if name in options}
+        starting = {name: options.pop(name) for name in ("restarting", "deferral", "metric", "dropped") if name in options}
         config = SpeakerConfig(
             asn, address(number), tuple(Family), ((V4, address(number)), (V6, address6(number))), **options
         )
