@@ -111,6 +111,8 @@ class Peer:
         """What was wrong with its UPDATEs, and how often; the oldest kind is forgotten beyond a hundred."""
         self.malformed = 0
         """UPDATEs with something wrong."""
+        self.limited = False
+        """Its session was ended for too many prefixes."""
         self.dropped_before = Dropped()
         """What the host had dropped for its signature when the session was begun or went down."""
         self.warned: set[Family] = set()

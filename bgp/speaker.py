@@ -220,18 +220,21 @@ class Speaker:
     def stop_peer(self, name: str, now: float, text: str = "") -> None:
         """End a session with words for the other operator (RFC 9003); it stays down until `start_peer`."""
         peer = self.peers[name]
+        peer.limited = False
         peer.session.stop(now, Notification.shutdown(text))
         self._touched(peer, now)
         self._stale.forget(peer)
 
     def start_peer(self, name: str, now: float) -> None:
         """Keep a session with the peer, after it was stopped or had given too many prefixes."""
+        self.peers[name].limited = False
         self.peers[name].session.start(now)
         self._touched(self.peers[name], now)
 
     def reset(self, name: str, now: float, text: str = "") -> None:
         """End a session and begin it anew; one that was ended for too many prefixes is begun again."""
         session = self.peers[name].session
+        self.peers[name].limited = False
         session.reset(now, Notification.shutdown(text, reset=True))
         session.start(now)
         self._touched(self.peers[name], now)
@@ -454,8 +457,7 @@ class Speaker:
             rib = self.ribs[family]
             for some, attributes, rejected in peer.judge(family, prefixes, received):
                 rib.announce(source, some, attributes, received, rejected)
-            if peer.config.most_prefixes is not None:
-                self._check_limit(peer, family, peer.config.most_prefixes, now)
+            self._check_limit(peer, family, now)
         if update.end_of_rib is not None:
             self.ribs[update.end_of_rib].sweep(source)
             self._no_longer_awaited(peer.name, update.end_of_rib)
@@ -464,10 +466,14 @@ class Speaker:
             if peer.complete is not before:
                 self._outputs.append((peer.name, Complete()))
 
-    def _check_limit(self, peer: Peer, family: Family, limit: int, now: float) -> None:
+    def _check_limit(self, peer: Peer, family: Family, now: float) -> None:
+        limit = peer.config.most_prefixes
+        if limit is None or peer.limited:
+            return
         count = len(self.ribs[family].received(peer.source))
         if count > limit:
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
+            peer.limited = True
             peer.session.stop(now, Notification.too_many_prefixes(family, limit))
         elif count > limit * peer.config.warn_at and family not in peer.warned:
             peer.warned.add(family)
@@ -542,6 +548,8 @@ class Speaker:
             self.stop_peer(peer.name, now, config.shutdown)
         elif config.shutdown is None and before.shutdown is not None:
             self.start_peer(peer.name, now)
+        if before.most_prefixes != config.most_prefixes:
+            self._limit_changed(peer, now)
         imports = ("import_policy", "allowed_own_as", "enforce_first_as", "accept_default")
         if any(getattr(before, name) != getattr(config, name) for name in imports):
             self._judging.again(peer)
@@ -552,6 +560,17 @@ class Speaker:
             for family, rib in self.ribs.items():
                 self.advertising.tell(family, rib.chosen)
         self._move(peer)
+
+    def _limit_changed(self, peer: Peer, now: float) -> None:
+        """A session that was ended for the old limit gets another chance; one that is beyond the new one ends."""
+        if peer.limited:
+            self.start_peer(peer.name, now)
+            return
+        peer.warned.clear()
+        if peer.session.negotiated is not None:
+            for family in self.ribs:
+                self._check_limit(peer, family, now)
+            self._touched(peer, now)
 
     def _move(self, peer: Peer) -> None:
         if peer.session.negotiated is not None and peer.name not in self._joining:

@@ -326,7 +326,7 @@ class BgpService:
                 speaker.remove_peer(name, now)
         self._released.clear()
         speaker.set_peers(self._peering.peers, now)
-        self._consider_limits(speaker, now)
+        self._consider_limits(speaker)
         names = {peer.name for peer in self._peering.peers}
         self._since = {name: self._since.get(name, now) for name in names}
         wanted = sessions.originated(context, own)
@@ -344,15 +344,13 @@ class BgpService:
         except SetupError as error:
             self._problem = Problem.of(error, context.options.port)
 
-    def _consider_limits(self, speaker: Speaker, now: float) -> None:
-        """A router whose limit is another one now gets its session back."""
+    def _consider_limits(self, speaker: Speaker) -> None:
+        """Of a router whose limit is another one now nothing is known yet."""
         for name, limit in list(self._limits.items()):
             peer = speaker.peers.get(name)
             if peer is not None and peer.config.most_prefixes == limit.limit:
                 continue
             del self._limits[name]
-            if peer is not None and limit.ended:
-                speaker.start_peer(name, now)
 
     def _next(self) -> float | None:
         """Seconds until time alone changes something: a part to play, a router that says no End-of-RIB."""

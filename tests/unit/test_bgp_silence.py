@@ -74,7 +74,11 @@ def test_silence_towards_a_password_says_that_it_may_be_the_password() -> None:
         (SIGNED, Dropped(7, 2, 9), "connects; this host has dropped 2 wrongly signed segments: the passwords differ"),
         (SIGNED, Dropped(5, 3, 9), "connects; this host has dropped 1 unsigned segment: a peer has no password, or"),
         (SIGNED, Dropped(5, 2, 10), "connects"),
-        (Transport(), Dropped(5, 2, 10), "this host has dropped 1 signed segment: a peer has a password, and none is"),
+        (
+            Transport(),
+            Dropped(5, 2, 10),
+            "this host has dropped 1 signed segment: a peer has a password, and none is",
+        ),
         (Transport(), Dropped(7, 3, 9), "connects"),
         (SIGNED, Dropped(0, 0, 0), "connects"),  # the counters of another namespace
     ],
