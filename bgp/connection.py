@@ -6,13 +6,14 @@ to `outputs`, in order. Whoever owns the connection reads them after each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from bgp.fsm import TABLE, Action, Event, State
 from bgp.message import (
     KEEPALIVE,
+    AddPath,
     AttributeDecoder,
     Capabilities,
     Cease,
@@ -84,6 +85,12 @@ class Negotiated:
     hold_time: int
     keepalive: float
     direction: Direction
+    several_in: frozenset[Family] = frozenset()
+    """Families in which the peer may send several routes to a prefix, with identifiers (RFC 7911)."""
+    several_out: frozenset[Family] = frozenset()
+    """The same for us."""
+    extended_next_hop: bool = False
+    """IPv4 may have a next hop of IPv6 (RFC 8950)."""
 
 
 # What a connection asks of the world.
@@ -298,7 +305,12 @@ class Connection:
         self.negotiated = negotiated = _negotiate(settings, self._own_open(), received, self.direction)
         self._hold_time = negotiated.hold_time
         attributes = self._decoders(negotiated.as4, negotiated.internal)
-        self._decoder = UpdateDecoder(negotiated.families, attributes)
+        self._decoder = UpdateDecoder(
+            negotiated.families,
+            attributes,
+            identified=negotiated.several_in,
+            extended=negotiated.extended_next_hop,
+        )
         if on_open(self):
             self._fire(Event.OPEN, now)
 
@@ -336,7 +348,14 @@ class Connection:
             assert self.negotiated is not None
             self.retry_count = 0
             negotiated = self.negotiated
-            self._recorder.context = Context(negotiated.families, negotiated.as4, negotiated.internal)
+            self._recorder.context = Context(
+                negotiated.families,
+                negotiated.as4,
+                negotiated.internal,
+                negotiated.several_in,
+                negotiated.several_out,
+                negotiated.extended_next_hop,
+            )
             self._recorder.note(f"established, {self.direction.value}", now)
             self._outputs.append(Established(negotiated))
         elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
@@ -402,16 +421,31 @@ class Connection:
 def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direction) -> Negotiated:
     ours, theirs = sent.capabilities, received.capabilities
     hold_time = min(sent.hold_time, received.hold_time)
+    families = tuple(family for family in ours.families if family in theirs.families)
     return Negotiated(
         sent,
         received,
-        tuple(family for family in ours.families if family in theirs.families),
+        families,
         ours.as4 and theirs.as4,
         received.asn == settings.asn,
         ours.route_refresh and theirs.route_refresh,
         hold_time,
         hold_time / 3,
         direction,
+        _several(families, theirs, ours),
+        _several(families, ours, theirs),
+        ours.extended_next_hop and theirs.extended_next_hop and Family.IPV4 in families,
+    )
+
+
+def _several(families: Iterable[Family], sender: Capabilities, receiver: Capabilities) -> frozenset[Family]:
+    """The families in which one side sends several routes to a prefix, and the other takes them."""
+    sent, taken = dict(sender.add_path), dict(receiver.add_path)
+    none = AddPath(0)
+    return frozenset(
+        family
+        for family in families
+        if AddPath.SEND in sent.get(family, none) and AddPath.RECEIVE in taken.get(family, none)
     )
 
 

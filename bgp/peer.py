@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bfd.orders import Status
+from bgp.bfd import Bfd
 from bgp.connection import Direction, Negotiated, Settings
-from bgp.export import ExportSettings
-from bgp.message import Attributes, Capabilities, Family, GracefulRestart
+from bgp.export import ExportSettings, Several
+from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, nlri
 from bgp.message.attribute_decoding import Fault
 from bgp.own import OwnPrefixes
 from bgp.policy import Policy
@@ -75,16 +77,26 @@ class PeerConfig:
     """The share of `most_prefixes` at which a warning is given."""
     shutdown: str | None = None
     """Words (or none, "") with which the session is kept down by the operator; None: it is kept up."""
+    several_in: bool = False
+    """Whether it may send several routes to a prefix (RFC 7911)."""
+    several_out: Several | None = None
+    """Which of several routes to a prefix it is told, if it takes them; None: of the best alone."""
+    extended_next_hop: bool = False
+    """Whether routes of IPv4 may have a next hop of IPv6, both ways (RFC 8950)."""
     transport: Transport = DEFAULT_TRANSPORT
+    bfd: Bfd | None = None
+    """Whether and how BFD watches over the peer."""
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
+        if (self.several_out is None) is not (other.several_out is None):
+            return False  # our OPEN says whether it is told of several; which ones is for us alone to know
         return replace(self, **{name: getattr(other, name) for name in _CHANGEABLE}) == other
 
 
 _CHANGEABLE = (
     *("client", "next_hop_self", "import_policy", "export_policy", "allowed_own_as", "enforce_first_as"),
-    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown"),
+    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown", "several_out", "bfd"),
 )
 """What can change under a session that stands."""
 
@@ -100,6 +112,8 @@ class Peer:
         """The range that it comes from; None: it is listed."""
         self.locals: dict[Direction, bytes] = {}
         """Our address in its connections."""
+        self.bfd: Status | None = None
+        """What BFD says of it, as far as it was heard."""
         self.flaps = 0
         """How often its session has gone down."""
         self._own = own
@@ -181,6 +195,14 @@ class Peer:
             self.own_addresses(),
             self.config.next_hop_self,
             self.config.export_policy,
+            self._several(negotiated),
+            negotiated.extended_next_hop,
+        )
+
+    def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
+        several = self.config.several_out
+        return tuple(
+            (family, several) for family in negotiated.families if several and family in negotiated.several_out
         )
 
     def remember(self, faults: Iterable[Fault]) -> None:
@@ -193,17 +215,18 @@ class Peer:
     # ------------------------------------------------------------------------------------------- what it sends
 
     def judge(
-        self, family: Family, prefixes: list[bytes], received: Attributes
+        self, family: Family, paths: list[bytes], received: Attributes
     ) -> Iterable[tuple[list[bytes], Attributes, str]]:
-        """Prefixes with one and the same fate: what counts for them, and why they may not be used (else empty)."""
+        """Paths with one and the same fate: what counts for them, and why they may not be used (else empty)."""
         refused = self._refused(received)
         if refused:
-            return ((prefixes, received, refused),)
+            return ((paths, received, refused),)
+        prefixes = nlri.prefixes_of(family, paths)
         if self.config.import_policy is None and not self._own.concern(family, prefixes):
-            return ((prefixes, received, ""),)
+            return ((paths, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
-        for prefix in prefixes:
-            fates.setdefault(self._fate(family, prefix, received), []).append(prefix)
+        for path, prefix in zip(paths, prefixes, strict=True):
+            fates.setdefault(self._fate(family, prefix, received), []).append(path)
         return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
 
     def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:
@@ -241,13 +264,23 @@ class Peer:
         return ""
 
 
-def capabilities(speaker: SpeakerConfig, *, restarting: bool) -> Capabilities:
-    """What our OPEN says; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
+def capabilities(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Capabilities:
+    """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
     restart = None
     if speaker.restart_time:
         preserved = tuple((family, restarting) for family in speaker.families)
         restart = GracefulRestart(speaker.restart_time, restarting, preserved)
-    return Capabilities(speaker.families, graceful_restart=restart)
+    ways = AddPath(0)
+    if config.several_in:
+        ways |= AddPath.RECEIVE
+    if config.several_out is not None:
+        ways |= AddPath.SEND
+    return Capabilities(
+        speaker.families,
+        graceful_restart=restart,
+        add_path=tuple((family, ways) for family in speaker.families) if ways else (),
+        extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
+    )
 
 
 def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Settings:
@@ -256,7 +289,7 @@ def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: 
         config.local_asn or speaker.asn,
         speaker.identifier,
         config.asn,
-        capabilities(speaker, restarting=restarting),
+        capabilities(speaker, config, restarting=restarting),
         config.hold_time,
         config.connect_retry,
         config.passive,

@@ -110,7 +110,7 @@ class Speaker:
         self.own = OwnPrefixes(config.families)
         self.local = Source("local", Kind.LOCAL, config.asn, config.identifier)
         self.version = 0
-        """Another number whenever there are other peers or ranges."""
+        """Another number whenever there are other peers or ranges, or a session is started or stopped."""
         self.deferral = Deferral(config.families, restarting, now + deferral)
         self._random = random
         self._now = now
@@ -211,7 +211,7 @@ class Speaker:
                 rib.decide_anew()
         for peer in self.peers.values():
             peer.set_speaker(config)
-            peer.session.change_capabilities(capabilities(config, restarting=bool(self.deferral)))
+            peer.session.change_capabilities(capabilities(config, peer.config, restarting=bool(self.deferral)))
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judging.again(peer)
             self._move(peer)
@@ -222,6 +222,7 @@ class Speaker:
         peer = self.peers[name]
         peer.limited = False
         peer.session.stop(now, Notification.shutdown(text))
+        self.version += 1
         self._touched(peer, now)
         self._stale.forget(peer)
 
@@ -229,6 +230,7 @@ class Speaker:
         """Keep a session with the peer, after it was stopped or had given too many prefixes."""
         self.peers[name].limited = False
         self.peers[name].session.start(now)
+        self.version += 1
         self._touched(self.peers[name], now)
 
     def reset(self, name: str, now: float, text: str = "") -> None:
@@ -237,6 +239,7 @@ class Speaker:
         self.peers[name].limited = False
         session.reset(now, Notification.shutdown(text, reset=True))
         session.start(now)
+        self.version += 1
         self._touched(self.peers[name], now)
 
     def shut_down(self, now: float, text: str = "") -> None:
@@ -332,6 +335,22 @@ class Speaker:
         if peer := self.peers.get(name):
             peer.session.unread(direction, now)
 
+    def bfd_down(self, name: str, now: float, why: str, *, independent: bool) -> None:
+        """BFD, which had reached a peer, does not any more (RFC 5882 section 3.2).
+
+        `independent`: the peer's BFD does not share the fate of its control plane (the C bit). Only then does it end
+        a graceful restart under way: it cannot be a part of it (section 4.3).
+        """
+        peer = self.peers.get(name)
+        if peer is None:
+            return
+        peer.session.recorder.note(f"BFD down: {why}", now)
+        if peer.session.negotiated is not None:
+            peer.session.reset(now, Notification(ErrorCode.CEASE, Cease.BFD_DOWN))
+        elif peer.restart_ends is not None and independent:
+            self._restart_is_over(peer)
+        self._touched(peer, now)
+
     def hold(self, name: str) -> None:
         """The peer does not read: it is told nothing new until `release`."""
         if peer := self.peers.get(name):
@@ -380,9 +399,7 @@ class Speaker:
                 continue
             peer.scheduled = None
             if peer.restart_ends is not None and peer.restart_ends <= now:
-                self._stale.over(peer)
-                if peer.within is not None:
-                    self._leaving[peer.name] = None
+                self._restart_is_over(peer)
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -475,6 +492,7 @@ class Speaker:
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
             peer.limited = True
             peer.session.stop(now, Notification.too_many_prefixes(family, limit))
+            self.version += 1
         elif count > limit * peer.config.warn_at and family not in peer.warned:
             peer.warned.add(family)
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, False)))
@@ -497,6 +515,12 @@ class Speaker:
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)
 
+    def _restart_is_over(self, peer: Peer) -> None:
+        """Away too long, or back and too slow."""
+        self._stale.over(peer)
+        if peer.within is not None:
+            self._leaving[peer.name] = None
+
     def _leave(self, peer: Peer, now: float) -> None:
         """A peer of a range whose session is over is none any more, unless it or its routes are kept."""
         del self._leaving[peer.name]
@@ -510,7 +534,7 @@ class Speaker:
     def _restarted(self) -> None:
         """Our own restart is over: the next OPEN says so."""
         for peer in self.peers.values():
-            peer.session.change_capabilities(capabilities(self.config, restarting=False))
+            peer.session.change_capabilities(capabilities(self.config, peer.config, restarting=False))
 
     # ------------------------------------------------------------------------------------------- what peers are told
 
@@ -520,9 +544,10 @@ class Speaker:
             if family in self.deferral:
                 continue
             changes = rib.take_changes(most)
-            if changes:
+            decided = rib.take_decided()
+            if changes or decided:
                 self._changes[family].update(changes)
-                self.advertising.tell(family, changes)
+                self.advertising.tell(family, changes, decided)
 
     def _send(self, member: Source, data: bytes, count: int) -> None:
         peer = self._peers_of[member]
@@ -558,7 +583,7 @@ class Speaker:
             # Who may have its routes is another question now. What is the same is not sent again.
             peer.source.kind = kind
             for family, rib in self.ribs.items():
-                self.advertising.tell(family, rib.chosen)
+                self.advertising.tell(family, rib.chosen, rib.chosen)
         self._move(peer)
 
     def _limit_changed(self, peer: Peer, now: float) -> None:

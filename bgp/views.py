@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from bgp import bfd
+from bgp.connection import Negotiated
 from bgp.decision import why
 from bgp.fsm import State
-from bgp.message import Family, LocalError, MessageType, nlri
+from bgp.message import AddPath, Family, LocalError, MessageType, nlri
 from bgp.message.attributes import describe
 from bgp.peer import Peer
 from bgp.policy import PrefixRange
@@ -102,6 +104,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "dropped_here": dropped._asdict() if negotiated is None and any(dropped) else None,
         "last_down": session.last_down.reason if session.last_down else None,
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
+        "bfd": bfd.view(config, peer.bfd, now),
         "restart_ends": round(peer.restart_ends - now, 1) if peer.restart_ends is not None else None,
         "held": speaker.advertising.is_held(peer.source),
         "capabilities": {
@@ -110,6 +113,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         }
         if negotiated
         else None,
+        **(_agreed(negotiated) if negotiated else {}),
         "messages": {
             "received": {name: recorder.received[kind] for name, kind in _COUNTED},
             "sent": {name: recorder.sent[kind] for name, kind in _COUNTED},
@@ -121,6 +125,19 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         },
     }
     return {name: value for name, value in shown.items() if value is not None}
+
+
+def _agreed(negotiated: Negotiated) -> dict[str, Any]:
+    """What this session has beyond BGP-4: families with several routes to a prefix, next hops of IPv6."""
+    ways = {
+        family: (AddPath.RECEIVE if family in negotiated.several_in else AddPath(0))
+        | (AddPath.SEND if family in negotiated.several_out else AddPath(0))
+        for family in negotiated.families
+    }
+    return {
+        "add_path": {family_name(family): way.describe() for family, way in ways.items() if way} or None,
+        "extended_next_hop": negotiated.extended_next_hop or None,
+    }
 
 
 def _prefixes(speaker: Speaker, peer: Peer, rib: Rib, best: dict[Family, Counter[str]]) -> dict[str, int]:
@@ -210,13 +227,19 @@ def _candidate(rib: Rib, prefix: bytes, route: Route, chosen: tuple[Route, ...],
         reason = route.rejected or f"the best has: {why(best, route, rib.metric)}"
     return {
         "from": route.source.name,
+        **_identifier(route.identifier),
         "kind": route.source.kind.value,
         "best": route is best,
         "used": route in chosen,
-        "stale": rib.is_stale(route.source, prefix),
+        "stale": rib.is_stale(route.source, prefix + route.identifier),
         "why": reason,
         **_attributes(rib, route),
     }
+
+
+def _identifier(identifier: bytes) -> dict[str, Any]:
+    """By which the sender tells its routes to a prefix apart; nothing where it does not."""
+    return {"path_id": nlri.identifier_number(identifier)} if identifier else {}
 
 
 def _attributes(rib: Rib, route: Route) -> dict[str, Any]:
@@ -237,13 +260,15 @@ def received(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
     """Adj-RIB-In of a peer: what it has said, what policy made of it, and why it is not used where it is not."""
     peer = find(speaker, name)
     for family, rib in speaker.ribs.items():
-        for prefix, route in list(rib.received(peer.source).items()):
-            chosen = rib.chosen.get(prefix, ())
+        for path, route in list(rib.received(peer.source).items()):
+            chosen = rib.chosen.get(nlri.prefix_of(family, path), ())
             shown = {
-                "prefix": nlri.text(family, prefix),
+                "prefix": nlri.text(family, path),
+                **_identifier(route.identifier),
                 "accepted": not route.rejected,
                 "best": bool(chosen) and chosen[0] is route,
-                "stale": rib.is_stale(peer.source, prefix),
+                "stale": rib.is_stale(peer.source, path),
+                "used": route in chosen,
                 **describe(route.received),
             }
             if route.rejected:
@@ -260,8 +285,9 @@ def advertised(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
     if group is None:
         return
     for family in group.settings.families:
-        for prefix, attributes in list(group.advertised(family, peer.source)):
-            yield {"prefix": nlri.text(family, prefix), **describe(attributes)}
+        for path, attributes in list(group.advertised(family, peer.source)):
+            identifier = _identifier(nlri.cut(family, path)[1])
+            yield {"prefix": nlri.text(family, path), **identifier, **describe(attributes)}
 
 
 def log(speaker: Speaker, name: str, now: float) -> list[dict[str, Any]]:

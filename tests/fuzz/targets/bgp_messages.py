@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from bgp.message import (
+    AddPath,
     AsPath,
     AttributeDecoder,
     Attributes,
@@ -59,7 +60,15 @@ OPENS = {
         4200000002,
         9,
         bytes((10, 0, 0, 2)),
-        Capabilities((V4, V6), True, True, GracefulRestart(120, True, ((V4, True), (V6, False))), ((73, b"\4name"),)),
+        Capabilities(
+            (V4, V6), True, True, GracefulRestart(120, True, ((V4, True), (V6, False))), others=((73, b"\4name"),)
+        ),
+    ),
+    "several": Open(
+        65001,
+        9,
+        bytes((10, 0, 0, 2)),
+        Capabilities((V4, V6), add_path=((V4, AddPath(3)), (V6, AddPath(1))), extended_next_hop=True),
     ),
 }
 
@@ -119,7 +128,7 @@ def framing(data: bytes) -> None:
 
 @target(
     "bgp-open",
-    covers=("bgp.message.open:decode_open",),
+    covers=("bgp.message.open:decode_open", "bgp.message.capabilities:decode_capabilities"),
     seeds=lambda: {name: body(message.encode()) for name, message in OPENS.items()},
     longest=300,
 )
@@ -142,7 +151,14 @@ def open_(data: bytes) -> None:
     assert not restarts or restarts[0] == restarts[-1]
     if all(code != 1 for code, _ in came):
         came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
-    assert {item for item in sent if item[0] != 64} <= set(came)
+    assert {item for item in sent if item[0] not in (5, 64, 69)} <= set(came)
+    assert _entries(sent, 5, 6) <= _entries(came, 5, 6)
+    assert _entries(sent, 69, 4) <= _entries(came, 69, 4)
+
+
+def _entries(items: list[tuple[int, bytes]], wanted: int, size: int) -> set[bytes]:
+    """All that the capabilities of one code list: one may be sent for several, without what is not known."""
+    return {value[at : at + size] for code, value in items if code == wanted for at in range(0, len(value), size)}
 
 
 def _capabilities(message: bytes) -> list[tuple[int, bytes]]:
@@ -163,11 +179,12 @@ def _capabilities(message: bytes) -> list[tuple[int, bytes]]:
 def check_update(update: Update) -> None:
     """What holds for every UPDATE that is passed on."""
     for family, prefixes in (*update.withdrawn, *((family, some) for family, some, _ in update.announced)):
-        for prefix in prefixes:
-            assert nlri.parse(nlri.text(family, prefix)) == (family, prefix)
-            ipaddress.ip_network(nlri.text(family, prefix))  # no bits behind the length
+        assert len({len(nlri.cut(family, path)[1]) for path in prefixes}) < 2
+        for path in prefixes:
+            assert nlri.parse(nlri.text(family, path)) == (family, nlri.prefix_of(family, path))
+            ipaddress.ip_network(nlri.text(family, path))  # no bits behind the length
     for family, _, attributes in update.announced:
-        assert len(attributes.next_hop) in ((4,) if family is V4 else (16, 32))
+        assert len(attributes.next_hop) in ((4, 16, 32) if family is V4 else (16, 32))
         describe(attributes)
     for fault in update.faults:
         assert str(fault)
@@ -189,7 +206,17 @@ def _update_seeds() -> dict[str, bytes]:
         "end-of-rib": [encode_end_of_rib(V4)],
         "end-of-rib6": [encode_end_of_rib(V6)],
     }
-    made = {name: (b"\2" if "as2" in name else b"\0") + body(messages[0]) for name, messages in seeds.items()}
+    paths4, paths6 = ([prefix + bytes((0, 0, 0, 7)) for prefix in some] for some in (PREFIXES4, PREFIXES6))
+    several = {
+        "several": encode_announcement(V4, PLAIN, paths4, as4=True),
+        "several6": encode_announcement(V6, PLAIN._replace(next_hop=HOP6), paths6, as4=True),
+        "several-over6": encode_announcement(V4, PLAIN._replace(next_hop=HOP6), paths4, as4=True),
+        "several-withdraw": encode_withdrawal(V4, paths4),
+        "several-withdraw6": encode_withdrawal(V6, paths6),
+    }
+    over6 = body(encode_announcement(V4, PLAIN._replace(next_hop=HOP6), PREFIXES4, as4=True)[0])
+    made = {"over6": b"\x20" + over6} | {name: b"\x30" + body(messages[0]) for name, messages in several.items()}
+    made |= {name: (b"\2" if "as2" in name else b"\0") + body(messages[0]) for name, messages in seeds.items()}
     reach, unreach = (
         body(encode_announcement(V6, six, PREFIXES6, as4=True)[0]),
         body(encode_withdrawal(V6, PREFIXES6)[0]),
@@ -221,16 +248,25 @@ def update(data: bytes) -> None:
         return
     flags, message = data[0], data[1:]
     families = (V6,) if flags & 4 else (V4,) if flags & 8 else (V4, V6)
-    decoder = UpdateDecoder(families, AttributeDecoder(as4=not flags & 2, internal=not flags & 1))
+    identified = (V4, V6) if flags & 16 else ()
+    decoder = UpdateDecoder(
+        families,
+        AttributeDecoder(as4=not flags & 2, internal=not flags & 1),
+        identified=identified,
+        extended=bool(flags & 32),
+    )
     found = _decoded(decoder, message)
     assert _decoded(decoder, message) == found
     if not isinstance(found, Update):
         return
     check_update(found)
+    if not flags & 32:
+        assert all(family is V6 or len(attributes.next_hop) == 4 for family, _, attributes in found.announced)
     routes = sum(len(part[1]) for part in (*found.withdrawn, *found.announced))
     assert routes <= len(message)
     assert {part[0] for part in (*found.withdrawn, *found.announced)} <= set(families)
-    clean = UpdateDecoder((V4, V6), AttributeDecoder(as4=True, internal=True))
+    attributes_too = AttributeDecoder(as4=True, internal=True)
+    clean = UpdateDecoder((V4, V6), attributes_too, identified=identified, extended=True)
     for family, prefixes in found.withdrawn:
         sent = [clean.decode(body(one)) for one in encode_withdrawal(family, prefixes)]
         assert [prefix for one in sent for _, some in one.withdrawn for prefix in some] == prefixes
