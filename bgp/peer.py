@@ -20,7 +20,7 @@ from bgp.own import OwnPrefixes
 from bgp.policy import Policy
 from bgp.route import Kind, Source
 from bgp.session import Session
-from bgp.transport import DEFAULT_TRANSPORT, Transport
+from bgp.transport import DEFAULT_TRANSPORT, Dropped, Transport
 
 if TYPE_CHECKING:
     from bgp.ranges import PeerRange
@@ -125,6 +125,10 @@ class Peer:
         """What was wrong with its UPDATEs, and how often; the oldest kind is forgotten beyond a hundred."""
         self.malformed = 0
         """UPDATEs with something wrong."""
+        self.limited = False
+        """Its session was ended for too many prefixes."""
+        self.dropped_before = Dropped()
+        """What the host had dropped for its signature when the session was begun or went down."""
         self.warned: set[Family] = set()
         self.ended: set[Family] = set()
         """The families in which it has sent End-of-RIB since its session came up."""
