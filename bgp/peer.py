@@ -211,12 +211,11 @@ class Peer:
         refused = self._refused(received)
         if refused:
             return ((paths, received, refused),)
-        prefixes = nlri.prefixes_of(family, paths)
-        if self.config.import_policy is None and not self._own.concern(family, prefixes):
+        if self.config.import_policy is None and not self._own.concern(family, paths):
             return ((paths, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
-        for path, prefix in zip(paths, prefixes, strict=True):
-            fates.setdefault(self._fate(family, prefix, received), []).append(path)
+        for path in paths:
+            fates.setdefault(self._fate(family, nlri.prefix_of(family, path), received), []).append(path)
         return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
 
     def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:

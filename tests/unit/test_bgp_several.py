@@ -91,6 +91,19 @@ def test_two_nodes_with_one_prefix_are_two_ways_through_a_reflector() -> None:
     until(cluster, {3: [1], 9: [1]}, seconds=200)
 
 
+def test_a_reflector_that_has_the_prefix_itself_tells_of_the_others_too() -> None:
+    cluster = Cluster()
+    star(cluster, 2)
+    for number in (1, 9):
+        cluster.speakers[number].originate(V4, ANYCAST)
+    until(cluster, {2: [1, 9]})
+    (chosen,) = cluster.speakers[9].ribs[V4].chosen[ANYCAST]
+    assert chosen.source is cluster.speakers[9].local
+    assert list(paths(cluster.speakers[1], "9").values()) == [9]
+    cluster.speakers[9].retract(V4, ANYCAST)
+    until(cluster, {2: [1], 9: [1]})
+
+
 def test_without_the_capability_only_the_best_is_told() -> None:
     cluster = Cluster()
     star(cluster, 3)
@@ -166,8 +179,8 @@ def test_what_other_reflectors_repeat_is_told_once_a_next_hop() -> None:
         cluster.speakers[number].originate(V4, ANYCAST)
     until(cluster, {3: [1, 2], 8: [1, 2], 9: [1, 2]})
     cluster.network.run(1)
-    for reflector in ("8", "9"):
-        assert sorted(paths(cluster.speakers[3], reflector).values()) == [1, 2]
+    for peer in ("8", "9"):
+        assert sorted(paths(cluster.speakers[3], peer).values()) == [1, 2]
     cluster.network.break_connections("1", "9")  # what the other reflector says of it takes its place
     until(cluster, {3: [1, 2], 9: [1, 2]})
     cluster.speakers[1].retract(V4, ANYCAST)
