@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bfd.orders import Status
+from bgp.bfd import Bfd
 from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings, Several
 from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, nlri
@@ -82,6 +84,8 @@ class PeerConfig:
     extended_next_hop: bool = False
     """Whether routes of IPv4 may have a next hop of IPv6, both ways (RFC 8950)."""
     transport: Transport = DEFAULT_TRANSPORT
+    bfd: Bfd | None = None
+    """Whether and how BFD watches over the peer."""
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
@@ -92,7 +96,7 @@ class PeerConfig:
 
 _CHANGEABLE = (
     *("client", "next_hop_self", "import_policy", "export_policy", "allowed_own_as", "enforce_first_as"),
-    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown", "several_out"),
+    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown", "several_out", "bfd"),
 )
 """What can change under a session that stands."""
 
@@ -108,6 +112,8 @@ class Peer:
         """The range that it comes from; None: it is listed."""
         self.locals: dict[Direction, bytes] = {}
         """Our address in its connections."""
+        self.bfd: Status | None = None
+        """What BFD says of it, as far as it was heard."""
         self.flaps = 0
         """How often its session has gone down."""
         self._own = own
