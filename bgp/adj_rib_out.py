@@ -158,9 +158,9 @@ class UpdateGroup:
                 changes.update(paths)
         return self.apply(rib.family, changes)
 
-    def _choice(self, rib: Rib, prefix: bytes, candidates: Iterable[Route]) -> Iterable[Route]:
+    def _choice(self, rib: Rib, prefix: bytes, candidates: Sequence[Route]) -> Iterable[Route]:
         several = self.several[rib.family]
-        if several == Several():
+        if several == Several() or len(candidates) == 1:
             return usable(candidates, rib.metric)
         found: list[Route] = []
         next_hops = set()

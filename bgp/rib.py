@@ -54,7 +54,7 @@ class Rib:
         mine = self._received.get(source)
         if mine is None:
             mine = self._received[source] = {}
-        if len(paths[0]) != self._sizes[paths[0][0]]:
+        if paths and len(paths[0]) != self._sizes[paths[0][0]]:
             self._announce_identified(source, mine, paths, attributes, received, rejected)
             return
         stale = self._stale.get(source)

@@ -455,12 +455,16 @@ def test_who_has_not_agreed_is_not_told_of_them() -> None:
     assert [len(cluster.events(number, Established)) for number in (1, 2, 3)] == [1, 2, 1]
 
 
-def test_an_address_of_ipv4_is_the_next_hop_where_there_is_one() -> None:
+@pytest.mark.parametrize("over", [4, 6])
+def test_over_ipv6_the_next_hop_is_of_ipv6_where_that_is_agreed(over: int) -> None:
     cluster = Cluster()
     cluster.speaker(1, originates=False)
-    over_ipv6(cluster, 2)
-    peer6(cluster, 1, 2, extended_next_hop=True)
-    peer6(cluster, 2, 1, extended_next_hop=True)
+    cluster.speaker(2, originates=False)
+    for one, two in ((1, 2), (2, 1)):
+        (cluster.peer if over == 4 else lambda *given, **more: peer6(cluster, *given, **more))(
+            one, two, extended_next_hop=True
+        )
     cluster.speakers[1].originate(V4, ANYCAST)
     reaches(cluster, lambda: ANYCAST in cluster.speakers[2].ribs[V4].chosen)
-    assert cluster.speakers[2].ribs[V4].chosen[ANYCAST][0].attributes.next_hop == address(1)
+    (route,) = cluster.speakers[2].ribs[V4].chosen[ANYCAST]
+    assert route.attributes.next_hop == (address(1) if over == 4 else address6(1))
