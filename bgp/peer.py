@@ -192,12 +192,20 @@ class Peer:
             negotiated.families,
             negotiated.as4,
             speaker.cluster_id,
-            self.own_addresses(),
+            self._next_hops(negotiated),
             self.config.next_hop_self,
             self.config.export_policy,
             self._several(negotiated),
             negotiated.extended_next_hop,
         )
+
+    def _next_hops(self, negotiated: Negotiated) -> tuple[tuple[Family, bytes], ...]:
+        """Our addresses for what goes by way of us. Over IPv6, IPv4 goes the session's way too if it can."""
+        over_ipv6 = len(self.locals.get(negotiated.direction, b"")) == 16 or len(self.config.address) == 16
+        ours = self.own_addresses()
+        if not (negotiated.extended_next_hop and over_ipv6):
+            return ours
+        return tuple((family, address) for family, address in ours if family is Family.IPV6)
 
     def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
         several = self.config.several_out
@@ -221,12 +229,11 @@ class Peer:
         refused = self._refused(received)
         if refused:
             return ((paths, received, refused),)
-        prefixes = nlri.prefixes_of(family, paths)
-        if self.config.import_policy is None and not self._own.concern(family, prefixes):
+        if self.config.import_policy is None and not self._own.concern(family, paths):
             return ((paths, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
-        for path, prefix in zip(paths, prefixes, strict=True):
-            fates.setdefault(self._fate(family, prefix, received), []).append(path)
+        for path in paths:
+            fates.setdefault(self._fate(family, nlri.prefix_of(family, path), received), []).append(path)
         return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
 
     def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:

@@ -260,17 +260,19 @@ class Speaker:
     ) -> None:
         """Announce a prefix of ours. Without a next hop it is reached by way of us.
 
-        Nobody else's route to it is used; with `guard`, nor one to a part of it.
+        Ours is the best route to it. With `guard` it is ours alone: nobody else's route to it or a part of it is
+        taken.
         """
         attributes = attributes or Attributes()
         self.ribs[family].announce(self.local, (prefix,), attributes, attributes)
         if self.own.add(family, prefix, guard=guard):
-            self._judging.own_changed(family, prefix, guard)
+            self._judging.own_changed(family, prefix)
 
     def retract(self, family: Family, prefix: bytes) -> None:
         """Announce it no longer."""
         self.ribs[family].withdraw(self.local, (prefix,))
-        self._judging.own_changed(family, prefix, self.own.remove(family, prefix))
+        if self.own.remove(family, prefix):
+            self._judging.own_changed(family, prefix)
 
     # ---------------------------------------------------------------------------------------------------- the world
 
