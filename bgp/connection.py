@@ -30,7 +30,7 @@ from bgp.message import (
     decode_open,
     decode_route_refresh,
 )
-from bgp.message.codes import OpenError
+from bgp.message.codes import EXTENDED_MESSAGE_SIZE, MAX_MESSAGE_SIZE, OpenError
 from bgp.recorder import Context, Recorder
 
 LARGE_HOLD_TIME = 240.0
@@ -91,6 +91,8 @@ class Negotiated:
     """The same for us."""
     extended_next_hop: bool = False
     """IPv4 may have a next hop of IPv6 (RFC 8950)."""
+    longest_out: int = MAX_MESSAGE_SIZE
+    """The longest message that the peer takes (RFC 8654)."""
 
 
 # What a connection asks of the world.
@@ -364,6 +366,8 @@ class Connection:
             self._outputs.append(Close(self.direction))
             self._hold_at = self._keepalive_at = None
         elif action is Action.SEND_OPEN:
+            if self.settings.capabilities.extended_messages:
+                self._framer.most = EXTENDED_MESSAGE_SIZE
             self._say(self._own_open().encode(), now)
         elif action is Action.SEND_KEEPALIVE:
             self._say(KEEPALIVE, now)
@@ -428,6 +432,7 @@ def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direct
         _several(families, theirs, ours),
         _several(families, ours, theirs),
         ours.extended_next_hop and theirs.extended_next_hop and Family.IPV4 in families,
+        EXTENDED_MESSAGE_SIZE if ours.extended_messages and theirs.extended_messages else MAX_MESSAGE_SIZE,
     )
 
 

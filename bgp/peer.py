@@ -81,6 +81,8 @@ class PeerConfig:
     """Which of several routes to a prefix it is told, if it takes them; None: of the best alone."""
     extended_next_hop: bool = False
     """Whether routes of IPv4 may have a next hop of IPv6, both ways (RFC 8950)."""
+    extended_messages: bool = True
+    """Whether it may send messages of up to 65,535 octets, and is sent them if it takes them (RFC 8654)."""
     transport: Transport = DEFAULT_TRANSPORT
 
     def same_session(self, other: PeerConfig) -> bool:
@@ -187,6 +189,7 @@ class Peer:
             self.config.export_policy,
             self._several(negotiated),
             negotiated.extended_next_hop,
+            negotiated.longest_out,
         )
 
     def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
@@ -270,6 +273,7 @@ def capabilities(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool
         graceful_restart=restart,
         add_path=tuple((family, ways) for family in speaker.families) if ways else (),
         extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
+        extended_messages=config.extended_messages,
     )
 
 

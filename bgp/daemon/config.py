@@ -162,6 +162,7 @@ class _PeerReader:
             several_in=table.take("add-path-receive", bool, False),
             several_out=_several(table),
             extended_next_hop=table.take("extended-next-hop", bool, False),
+            extended_messages=table.take("extended-messages", bool, True),
             transport=self._transport(table, port),
         )
 

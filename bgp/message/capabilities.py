@@ -16,10 +16,11 @@ from bgp.message.errors import LocalError, RemoteError
 _MULTIPROTOCOL = 1
 _ROUTE_REFRESH = 2
 _EXTENDED_NEXT_HOP = 5
+_EXTENDED_MESSAGES = 6
 _GRACEFUL_RESTART = 64
 _AS4 = 65
 _ADD_PATH = 69
-_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _GRACEFUL_RESTART, _AS4))
+_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _EXTENDED_MESSAGES, _GRACEFUL_RESTART, _AS4))
 
 _FAMILIES = {family.value: family for family in Family}
 
@@ -71,6 +72,8 @@ class Capabilities:
     add_path: tuple[tuple[Family, AddPath], ...] = ()
     extended_next_hop: bool = False
     """IPv4 with a next hop of IPv6 (RFC 8950)."""
+    extended_messages: bool = False
+    """Takes messages of up to 65,535 octets (RFC 8654)."""
     others: tuple[Item, ...] = ()
     """Code and value of what this library does not know."""
 
@@ -87,6 +90,8 @@ class Capabilities:
             shown["add_path"] = {family.name.lower(): ways.describe() for family, ways in self.add_path}
         if self.extended_next_hop:
             shown["extended_next_hop"] = True
+        if self.extended_messages:
+            shown["extended_messages"] = True
         if self.others:
             shown["others"] = [{"code": code, "value": value.hex()} for code, value in self.others]
         return shown
@@ -107,6 +112,8 @@ def _items(capabilities: Capabilities, asn: int) -> Iterator[Item]:
         yield _ROUTE_REFRESH, b""
     if capabilities.extended_next_hop:
         yield _EXTENDED_NEXT_HOP, _IPV4_OVER_IPV6
+    if capabilities.extended_messages:
+        yield _EXTENDED_MESSAGES, b""
     if capabilities.graceful_restart:
         yield _GRACEFUL_RESTART, _encode_restart(capabilities.graceful_restart)
     if capabilities.as4:
@@ -130,6 +137,7 @@ def decode_capabilities(items: Sequence[Item]) -> tuple[Capabilities, int | None
         graceful_restart=_decode_restart(values(_GRACEFUL_RESTART)),
         add_path=_decode_add_path(values(_ADD_PATH)),
         extended_next_hop=_decode_extended_next_hop(values(_EXTENDED_NEXT_HOP)),
+        extended_messages=_decode_empty(_EXTENDED_MESSAGES, values(_EXTENDED_MESSAGES)),
         others=tuple(dict.fromkeys(item for item in items if _is_other(item))),
     )
     return capabilities, as4

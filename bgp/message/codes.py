@@ -10,6 +10,8 @@ from enum import IntEnum
 MARKER = b"\xff" * 16
 HEADER_SIZE = 19
 MAX_MESSAGE_SIZE = 4096
+EXTENDED_MESSAGE_SIZE = 65535
+"""Between those who have agreed on it (RFC 8654), for all but OPEN and KEEPALIVE."""
 BGP_VERSION = 4
 AS_TRANS = 23456
 """Stands in two octets for an AS number that needs four (RFC 6793)."""
