@@ -45,6 +45,9 @@ assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
 _SHOWN_STATE_ERROR = {State.OPEN_SENT: 1, State.OPEN_CONFIRM: 2, State.ESTABLISHED: 3}
 
 
+_FOR_GOOD = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED)
+"""Ends after which nothing of the peer's is to stay: a Hard Reset, where there is one (RFC 8538 section 5)."""
+
 _DEFAULT_CAPABILITIES = Capabilities()
 
 
@@ -93,6 +96,8 @@ class Negotiated:
     """IPv4 may have a next hop of IPv6 (RFC 8950)."""
     longest_out: int = MAX_MESSAGE_SIZE
     """The longest message that the peer takes (RFC 8654)."""
+    notification_restart: bool = False
+    """Graceful restart holds after a NOTIFICATION too, unless it is a Hard Reset (RFC 8538)."""
 
 
 # What a connection asks of the world.
@@ -135,6 +140,14 @@ class Down:
     received: Notification | None = None
     peer_open: Open | None = None
     """The peer's OPEN, if it had come."""
+    notification_restart: bool = False
+    """As it was agreed on: a NOTIFICATION that is no Hard Reset is no end for graceful restart (RFC 8538)."""
+
+    @property
+    def for_good(self) -> bool:
+        """Whether something was said after which the peer is not waited for."""
+        said = [each for each in (self.sent, self.received) if each is not None]
+        return bool(said) and (not self.notification_restart or any(each.is_hard for each in said))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +202,8 @@ class Connection:
             self._fire(Event.MANUAL_START if manual else Event.AUTOMATIC_START, now)
 
     def stop(self, now: float, notification: Notification, *, manual: bool = True) -> None:
+        if self.negotiated and self.negotiated.notification_restart and notification.code == ErrorCode.CEASE:
+            notification = notification.hard() if notification.subcode in _FOR_GOOD else notification
         self._notify_with(notification, str(notification))
         self._fire(Event.MANUAL_STOP if manual else Event.AUTOMATIC_STOP, now)
 
@@ -354,7 +369,10 @@ class Connection:
             self._recorder.note(f"established, {self.direction.value}", now)
             self._outputs.append(Established(negotiated))
         elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
-            self._outputs.append(Down(self.direction, was, self._reason, sent, self._received, self.received_open))
+            keeps = self.negotiated is not None and self.negotiated.notification_restart
+            self._outputs.append(
+                Down(self.direction, was, self._reason, sent, self._received, self.received_open, keeps)
+            )
             if was is not State.ACTIVE:  # who only waited has nothing to tell
                 self._recorder.note(f"down in {was.name}, {self.direction.value}: {self._reason}", now)
             self._forget()
@@ -433,6 +451,7 @@ def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direct
         _several(families, ours, theirs),
         ours.extended_next_hop and theirs.extended_next_hop and Family.IPV4 in families,
         EXTENDED_MESSAGE_SIZE if ours.extended_messages and theirs.extended_messages else MAX_MESSAGE_SIZE,
+        all(each and each.notification for each in (ours.graceful_restart, theirs.graceful_restart)),
     )
 
 

@@ -110,6 +110,8 @@ class Peer:
         """The range that it comes from; None: it is listed."""
         self.locals: dict[Direction, bytes] = {}
         """Our address in its connections."""
+        self.stood = False
+        """Whether a session with it has stood: since then we have gone on forwarding."""
         self.flaps = 0
         """How often its session has gone down."""
         self._own = own
@@ -144,6 +146,7 @@ class Peer:
 
     def established(self, negotiated: Negotiated) -> None:
         """Fill in what its OPEN said."""
+        self.stood = True
         self.source.asn = negotiated.received.asn
         self.source.identifier = negotiated.received.identifier
         self.source.kind = self.kind(self.source.asn)
@@ -257,12 +260,17 @@ class Peer:
         return ""
 
 
-def capabilities(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Capabilities:
-    """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
+def capabilities(
+    speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool, stood: bool = False
+) -> Capabilities:
+    """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1).
+
+    Forwarding went on while there was no session with a peer that `stood` before.
+    """
     restart = None
     if speaker.restart_time:
-        preserved = tuple((family, restarting) for family in speaker.families)
-        restart = GracefulRestart(speaker.restart_time, restarting, preserved)
+        preserved = tuple((family, restarting or stood) for family in speaker.families)
+        restart = GracefulRestart(speaker.restart_time, restarting, preserved, notification=True)
     ways = AddPath(0)
     if config.several_in:
         ways |= AddPath.RECEIVE

@@ -207,7 +207,7 @@ class Speaker:
                 rib.decide_anew()
         for peer in self.peers.values():
             peer.set_speaker(config)
-            peer.session.change_capabilities(capabilities(config, peer.config, restarting=bool(self.deferral)))
+            self._offer(peer)
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judging.again(peer)
             self._move(peer)
@@ -471,6 +471,7 @@ class Speaker:
 
     def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
         peer.established(negotiated)
+        self._offer(peer)
         peer.since = now
         self._stale.came_up(peer, negotiated, now)
         restart = negotiated.received.capabilities.graceful_restart
@@ -499,7 +500,12 @@ class Speaker:
     def _restarted(self) -> None:
         """Our own restart is over: the next OPEN says so."""
         for peer in self.peers.values():
-            peer.session.change_capabilities(capabilities(self.config, peer.config, restarting=False))
+            self._offer(peer)
+
+    def _offer(self, peer: Peer) -> None:
+        """What the next OPEN to it says."""
+        offered = capabilities(self.config, peer.config, restarting=bool(self.deferral), stood=peer.stood)
+        peer.session.change_capabilities(offered)
 
     # ------------------------------------------------------------------------------------------- what peers are told
 

@@ -33,7 +33,7 @@ Item = tuple[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class GracefulRestart:
-    """RFC 4724 section 3."""
+    """RFC 4724 section 3, RFC 8538 section 2."""
 
     restart_time: int
     """Seconds, 0 to 4095, until the session should be back."""
@@ -41,11 +41,14 @@ class GracefulRestart:
     """The sender has just restarted: do not wait for its End-of-RIB."""
     preserved: tuple[tuple[Family, bool], ...] = ()
     """Families that it is for, and whether forwarding went on while the sender was away."""
+    notification: bool = False
+    """A session that a NOTIFICATION has ended, or the hold timer, is restarted gracefully too (RFC 8538)."""
 
     def describe(self) -> dict[str, object]:
         return {
             "time": self.restart_time,
             "restarting": self.restarting,
+            "notification": self.notification,
             "families": {family.name.lower(): kept for family, kept in self.preserved},
         }
 
@@ -183,7 +186,7 @@ def _decode_as4(values: list[bytes]) -> int | None:
 def _encode_restart(restart: GracefulRestart) -> bytes:
     if not 0 <= restart.restart_time < 4096:
         raise LocalError(f"restart time {restart.restart_time} does not fit into 12 bits")
-    head = restart.restart_time | (0x8000 if restart.restarting else 0)
+    head = restart.restart_time | (0x8000 if restart.restarting else 0) | (0x4000 if restart.notification else 0)
     families = (family.wire + bytes((0x80 if kept else 0,)) for family, kept in restart.preserved)
     return head.to_bytes(2, "big") + b"".join(families)
 
@@ -201,7 +204,7 @@ def _decode_restart(values: list[bytes]) -> GracefulRestart | None:
         family = _FAMILIES.get(int.from_bytes(value[start : start + 3], "big"))
         if family:
             preserved.append((family, bool(value[start + 3] & 0x80)))
-    return GracefulRestart(head & 0xFFF, bool(head & 0x8000), tuple(preserved))
+    return GracefulRestart(head & 0xFFF, bool(head & 0x8000), tuple(preserved), bool(head & 0x4000))
 
 
 def _parts(value: bytes, size: int) -> list[bytes]:

@@ -98,7 +98,7 @@ class FsmError(IntEnum):
 
 
 class Cease(IntEnum):
-    """RFC 4486, 9003, 9384."""
+    """RFC 4486, 8538, 9003, 9384."""
 
     MAXIMUM_PREFIXES = 1
     ADMINISTRATIVE_SHUTDOWN = 2
@@ -108,6 +108,7 @@ class Cease(IntEnum):
     OTHER_CONFIGURATION_CHANGE = 6
     COLLISION_RESOLUTION = 7
     OUT_OF_RESOURCES = 8
+    HARD_RESET = 9
     BFD_DOWN = 10
 
 

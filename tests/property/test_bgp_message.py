@@ -192,6 +192,7 @@ capabilities = st.builds(
         st.integers(0, 4095),
         st.booleans(),
         st.lists(st.tuples(st.sampled_from(Family), st.booleans()), max_size=2).map(tuple),
+        st.booleans(),
     ),
     add_path=st.lists(
         st.tuples(st.sampled_from(Family), st.integers(1, 3).map(AddPath)), max_size=2, unique_by=lambda item: item[0]
@@ -236,6 +237,8 @@ def test_notification(code: int, subcode: int, data: bytes) -> None:
     ((_, body),) = Framer().receive(message.encode())
     assert decode_notification(body) == message
     assert str(message)
+    assert message.hard().is_hard and message.hard().inside == message
+    assert message.text in str(message.hard()) and str(message.hard()).isprintable()
 
 
 # ---------------------------------------------------------------------------------- an independent decoder

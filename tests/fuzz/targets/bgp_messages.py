@@ -157,7 +157,7 @@ def open_(data: bytes) -> None:
         return  # capabilities that came in several parameters may not fit into one
     assert decode_open(body(again)) == found
     came, sent = _capabilities(data), _capabilities(body(again))
-    restarts = [int.from_bytes(value[:2], "big") & 0x8FFF for code, value in (*came, *sent) if code == 64]
+    restarts = [int.from_bytes(value[:2], "big") & 0xCFFF for code, value in (*came, *sent) if code == 64]
     assert not restarts or restarts[0] == restarts[-1]
     if all(code != 1 for code, _ in came):
         came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
@@ -312,6 +312,8 @@ def _decoded(decoder: UpdateDecoder, message: bytes) -> Update | tuple[int, int,
         "shutdown": body(Notification.shutdown("maintenance until 22:00, ask Ü").encode()),
         "prefixes": body(Notification.too_many_prefixes(V6, 1000).encode()),
         "hold": b"\4\0",
+        "hard": body(Notification.shutdown("gone for good").hard().encode()),
+        "harder": body(Notification.shutdown("gone").hard().hard().encode()),
     },
     longest=300,
 )
@@ -323,6 +325,7 @@ def notification(data: bytes) -> None:
     assert body(found.encode()) == data
     assert str(found).isprintable()
     assert found.text in str(found)
+    assert found.hard().inside == found
 
 
 @target(
