@@ -36,6 +36,9 @@ from bgp.recorder import Context, Recorder
 LARGE_HOLD_TIME = 240.0
 """Seconds that a peer has for its OPEN (section 8.2.2)."""
 
+LEAST_SEND_HOLD = 480.0
+"""Seconds that TCP may take nothing in, or twice the hold time if that is more (RFC 9687 section 5)."""
+
 _UNREAD = 1.0
 """Seconds within which what lies unread is read."""
 
@@ -73,6 +76,8 @@ class Settings:
     """Never connect, only accept."""
     longest_idle: float = 120.0
     """The longest wait after repeated failures."""
+    send_hold: float | None = None
+    """How long TCP may take nothing of what we say; 0: for ever; None: as RFC 9687 says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ class Connection:
         self._retry_at: float | None = None
         self._hold_at: float | None = None
         self._keepalive_at: float | None = None
+        self._send_hold_at: float | None = None
 
     # -------------------------------------------------------------------------------------------- from outside
 
@@ -245,9 +251,22 @@ class Connection:
         if self._hold_at is not None and self._hold_at <= now:
             self._hold_at = now + _UNREAD
 
+    def waits(self, since: float | None) -> None:
+        """What we say waits: TCP has taken nothing since then; None when nothing waits."""
+        period = self.settings.send_hold
+        if period is None:
+            period = max(LEAST_SEND_HOLD, 2 * self._hold_time)
+        runs = since is not None and self.state is State.ESTABLISHED and self._hold_time and period
+        self._send_hold_at = since + period if runs and since is not None else None
+
     def timers(self) -> dict[str, float | None]:
         """When each runs out; None where it does not run."""
-        return {"connect_retry": self._retry_at, "hold": self._hold_at, "keepalive": self._keepalive_at}
+        return {
+            "connect_retry": self._retry_at,
+            "hold": self._hold_at,
+            "keepalive": self._keepalive_at,
+            "send_hold": self._send_hold_at,
+        }
 
     def deadline(self) -> float | None:
         """When `expire` is to be called next."""
@@ -256,6 +275,8 @@ class Connection:
             earliest = self._keepalive_at
         if self._retry_at is not None and (earliest is None or self._retry_at < earliest):
             earliest = self._retry_at
+        if self._send_hold_at is not None and (earliest is None or self._send_hold_at < earliest):
+            earliest = self._send_hold_at
         return earliest
 
     def expire(self, now: float) -> None:
@@ -265,6 +286,10 @@ class Connection:
         if self._hold_at is not None and self._hold_at <= now:
             self._notify_with(Notification(ErrorCode.HOLD_TIMER_EXPIRED), "the hold timer expired")
             self._fire(Event.HOLD_TIMER_EXPIRES, now)
+        if self._send_hold_at is not None and self._send_hold_at <= now:
+            error = Notification(ErrorCode.SEND_HOLD_TIMER_EXPIRED)
+            self._reason = f"{error}: the peer takes nothing of what we say"
+            self._fire(Event.SEND_HOLD_TIMER_EXPIRES, now)
         if self._retry_at is not None and self._retry_at <= now:
             self._fire(Event.CONNECT_RETRY_TIMER_EXPIRES, now)
 
@@ -382,7 +407,7 @@ class Connection:
             self._outputs.append(Connect())
         elif action is Action.DROP:
             self._outputs.append(Close(self.direction))
-            self._hold_at = self._keepalive_at = None
+            self._hold_at = self._keepalive_at = self._send_hold_at = None
         elif action is Action.SEND_OPEN:
             if self.settings.capabilities.extended_messages:
                 self._framer.most = EXTENDED_MESSAGE_SIZE

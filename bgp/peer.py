@@ -58,6 +58,8 @@ class PeerConfig:
     passive: bool = False
     hold_time: int = 90
     connect_retry: float = 30.0
+    send_hold: float | None = None
+    """Seconds that it may take nothing of what we say (RFC 9687); 0: for ever; None: 480 or twice the hold time."""
     local_asn: int | None = None
     """Our AS as this peer knows it, where that is another one."""
     next_hop_self: bool | None = None
@@ -295,4 +297,5 @@ def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: 
         config.hold_time,
         config.connect_retry,
         config.passive,
+        send_hold=config.send_hold,
     )

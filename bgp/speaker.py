@@ -325,6 +325,12 @@ class Speaker:
         if peer := self.peers.get(name):
             peer.session.unread(direction, now)
 
+    def waits(self, name: str, direction: Direction, since: float | None, now: float) -> None:
+        """What was sent to a peer waits: TCP has taken nothing since then (RFC 9687); None when nothing waits."""
+        if peer := self.peers.get(name):
+            peer.session.waits(direction, since)
+            self._touched(peer, now)
+
     def hold(self, name: str) -> None:
         """The peer does not read: it is told nothing new until `release`."""
         if peer := self.peers.get(name):

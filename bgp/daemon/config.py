@@ -149,6 +149,7 @@ class _PeerReader:
             client=table.take("client", bool, False),
             hold_time=hold_time,
             connect_retry=table.number("connect-retry", 1, 3600, 30),
+            send_hold=self._send_hold(table, hold_time),
             local_asn=table.optional_number("local-asn", 1, AS_MOST),
             next_hop_self=table.optional_flag("next-hop-self"),
             import_policy=self._policy(table, "import"),
@@ -165,6 +166,15 @@ class _PeerReader:
             extended_messages=table.take("extended-messages", bool, True),
             transport=self._transport(table, port),
         )
+
+    @staticmethod
+    def _send_hold(table: Table, hold_time: int) -> int | None:
+        value = table.optional_number("send-hold-time", 0, 65535)
+        if value and value <= hold_time:
+            raise table.error(
+                "send-hold-time", f"must be 0 (for ever) or more than the hold time, {hold_time}", value
+            )
+        return value
 
     def _policy(self, table: Table, key: str) -> Policy | None:
         name = table.take(key, str, "")

@@ -48,7 +48,7 @@ class Family(IntEnum):
 
 
 class ErrorCode(IntEnum):
-    """The code of a NOTIFICATION (RFC 4271 section 4.5, RFC 7313)."""
+    """The code of a NOTIFICATION (RFC 4271 section 4.5, RFC 7313, RFC 9687)."""
 
     MESSAGE_HEADER = 1
     OPEN_MESSAGE = 2
@@ -57,6 +57,7 @@ class ErrorCode(IntEnum):
     FINITE_STATE_MACHINE = 5
     CEASE = 6
     ROUTE_REFRESH_MESSAGE = 7
+    SEND_HOLD_TIMER_EXPIRED = 8
 
 
 class HeaderError(IntEnum):
