@@ -18,6 +18,7 @@ _Samples = Iterable[tuple[dict[str, str], float]]
 def text(speaker: Speaker, now: float) -> str:
     """The whole page."""
     peers = list(views.peers(speaker, now))
+    watched = [peer for peer in peers if "bfd" in peer]
     families = {views.family_name(family): rib for family, rib in speaker.ribs.items()}
     states = {state.name.lower(): state.value for state in State}
     parts = [
@@ -64,6 +65,28 @@ def text(speaker: Speaker, now: float) -> str:
             "counter",
             "UPDATEs with errors that did not end the session (RFC 7606).",
             _each(peers, lambda peer: peer["malformed"]),
+        ),
+        _metric(
+            "bgp_peer_bfd_up",
+            "gauge",
+            "Whether BFD reaches the peer.",
+            (({"peer": peer["name"]}, float(peer["bfd"]["state"] == "up")) for peer in watched),
+        ),
+        _metric(
+            "bgp_peer_bfd_failures_total",
+            "counter",
+            "How often BFD found the peer silent, or was told so by it.",
+            (({"peer": peer["name"]}, peer["bfd"]["failures"]) for peer in watched),
+        ),
+        _metric(
+            "bgp_peer_bfd_packets_total",
+            "counter",
+            "BFD packets by direction.",
+            (
+                ({"peer": peer["name"], "direction": way}, count)
+                for peer in watched
+                for way, count in peer["bfd"]["packets"].items()
+            ),
         ),
         _metric(
             "bgp_routes",

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bfd.orders import Status
+from bgp.bfd import Bfd
 from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings, Several
 from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, nlri
@@ -86,6 +88,8 @@ class PeerConfig:
     extended_messages: bool = True
     """Whether it may send messages of up to 65,535 octets, and is sent them if it takes them (RFC 8654)."""
     transport: Transport = DEFAULT_TRANSPORT
+    bfd: Bfd | None = None
+    """Whether and how BFD watches over the peer."""
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
@@ -96,7 +100,7 @@ class PeerConfig:
 
 _CHANGEABLE = (
     *("client", "next_hop_self", "import_policy", "export_policy", "allowed_own_as", "enforce_first_as"),
-    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown", "several_out"),
+    *("accept_default", "most_prefixes", "warn_at", "connect_retry", "shutdown", "several_out", "bfd"),
 )
 """What can change under a session that stands."""
 
@@ -114,6 +118,8 @@ class Peer:
         """Our address in its connections."""
         self.stood = False
         """Whether a session with it has stood: since then we have gone on forwarding."""
+        self.bfd: Status | None = None
+        """What BFD says of it, as far as it was heard."""
         self.flaps = 0
         """How often its session has gone down."""
         self._own = own

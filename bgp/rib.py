@@ -237,6 +237,10 @@ class Rib:
         """How many routes of a source that restarts it has not announced anew yet."""
         return len(self._stale.get(source, ()))
 
+    def is_stale(self, source: Source, path: bytes) -> bool:
+        """Whether the source has not announced this path anew since it restarted."""
+        return path in self._stale.get(source, ())
+
     def best(self) -> Iterator[tuple[bytes, Route]]:
         """Each prefix with its best route."""
         for prefix, routes in self.chosen.items():

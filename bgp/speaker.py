@@ -107,7 +107,7 @@ class Speaker:
         self.own = OwnPrefixes(config.families)
         self.local = Source("local", Kind.LOCAL, config.asn, config.identifier)
         self.version = 0
-        """Another number whenever there are other peers or ranges."""
+        """Another number whenever there are other peers or ranges, or a session is started or stopped."""
         self.deferral = Deferral(config.families, restarting, now + deferral)
         self._random = random
         self._now = now
@@ -217,12 +217,14 @@ class Speaker:
         """End a session with words for the other operator (RFC 9003); it stays down until `start_peer`."""
         peer = self.peers[name]
         peer.session.stop(now, Notification.shutdown(text))
+        self.version += 1
         self._touched(peer, now)
         self._stale.forget(peer)
 
     def start_peer(self, name: str, now: float) -> None:
         """Keep a session with the peer, after it was stopped or had given too many prefixes."""
         self.peers[name].session.start(now)
+        self.version += 1
         self._touched(self.peers[name], now)
 
     def reset(self, name: str, now: float, text: str = "") -> None:
@@ -230,6 +232,7 @@ class Speaker:
         session = self.peers[name].session
         session.reset(now, Notification.shutdown(text, reset=True))
         session.start(now)
+        self.version += 1
         self._touched(self.peers[name], now)
 
     def shut_down(self, now: float, text: str = "") -> None:
@@ -331,6 +334,22 @@ class Speaker:
             peer.session.waits(direction, since)
             self._touched(peer, now)
 
+    def bfd_down(self, name: str, now: float, why: str, *, independent: bool) -> None:
+        """BFD, which had reached a peer, does not any more (RFC 5882 section 3.2).
+
+        `independent`: the peer's BFD does not share the fate of its control plane (the C bit). Only then does it end
+        a graceful restart under way: it cannot be a part of it (section 4.3).
+        """
+        peer = self.peers.get(name)
+        if peer is None:
+            return
+        peer.session.recorder.note(f"BFD down: {why}", now)
+        if peer.session.negotiated is not None:
+            peer.session.reset(now, Notification(ErrorCode.CEASE, Cease.BFD_DOWN))
+        elif peer.restart_ends is not None and independent:
+            self._restart_is_over(peer)
+        self._touched(peer, now)
+
     def hold(self, name: str) -> None:
         """The peer does not read: it is told nothing new until `release`."""
         if peer := self.peers.get(name):
@@ -379,9 +398,7 @@ class Speaker:
                 continue
             peer.scheduled = None
             if peer.restart_ends is not None and peer.restart_ends <= now:
-                self._stale.over(peer)
-                if peer.within is not None:
-                    self._leaving[peer.name] = None
+                self._restart_is_over(peer)
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -471,6 +488,7 @@ class Speaker:
         if count > limit:
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
             peer.session.stop(now, Notification.too_many_prefixes(family, limit))
+            self.version += 1
         elif count > limit * peer.config.warn_at and family not in peer.warned:
             peer.warned.add(family)
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, False)))
@@ -492,6 +510,12 @@ class Speaker:
         self._joining.pop(peer.name, None)
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)
+
+    def _restart_is_over(self, peer: Peer) -> None:
+        """Away too long, or back and too slow."""
+        self._stale.over(peer)
+        if peer.within is not None:
+            self._leaving[peer.name] = None
 
     def _leave(self, peer: Peer, now: float) -> None:
         """A peer of a range whose session is over is none any more, unless it or its routes are kept."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from bgp import bfd
 from bgp.connection import Negotiated
 from bgp.decision import why
 from bgp.fsm import State
@@ -100,6 +101,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "why_down": _why_down(peer) if negotiated is None else None,
         "last_down": session.last_down.reason if session.last_down else None,
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
+        "bfd": bfd.view(config, peer.bfd, now),
         "restart_ends": round(peer.restart_ends - now, 1) if peer.restart_ends is not None else None,
         "held": speaker.advertising.is_held(peer.source),
         "capabilities": {
@@ -238,6 +240,7 @@ def _candidate(rib: Rib, prefix: bytes, route: Route, chosen: tuple[Route, ...],
         "kind": route.source.kind.value,
         "best": route is best,
         "used": route in chosen,
+        "stale": rib.is_stale(route.source, prefix + route.identifier),
         "why": reason,
         **_attributes(rib, route),
     }
@@ -273,6 +276,7 @@ def received(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
                 **_identifier(route.identifier),
                 "accepted": not route.rejected,
                 "best": bool(chosen) and chosen[0] is route,
+                "stale": rib.is_stale(peer.source, path),
                 "used": route in chosen,
                 **describe(route.received),
             }

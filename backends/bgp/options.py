@@ -16,6 +16,9 @@ import msgspec
 
 from backends.ipip import IpipOptions
 from backends.vxlan import OVERHEAD, VxlanOptions
+from bfd.session import LEAST_INTERVAL, LONGEST_INTERVAL, Timing
+from bgp.bfd import DEFAULT_TIMING as DEFAULT_BFD
+from bgp.bfd import Bfd
 from bgp.message.codes import WellKnownCommunity
 from netagent.contract import Options
 from netagent.errors import ConfigError
@@ -28,6 +31,8 @@ DEFAULT_RESTART = 120  # seconds
 LONGEST_RESTART = 4095  # RFC 4724: 12 bits
 ENCAPSULATIONS = ("none", "vxlan", "vxlan-cross-subnet", "ipip", "ipip-cross-subnet")
 EVERY_NODE = "*"
+PORT, MULTIHOP_PORT = 3784, 4784  # of BFD, RFC 5881 and 5883
+LEAST_BFD, LONGEST_BFD = LEAST_INTERVAL // 1000, LONGEST_INTERVAL // 1000  # milliseconds
 
 
 class Announcement(msgspec.Struct, frozen=True):
@@ -36,6 +41,26 @@ class Announcement(msgspec.Struct, frozen=True):
     prefix: str
     communities: tuple[int, ...] = ()
     large: tuple[tuple[int, int, int], ...] = ()
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """BFD with a peer. Intervals in milliseconds."""
+
+    min_tx: int = DEFAULT_BFD.min_tx // 1000
+    min_rx: int = DEFAULT_BFD.min_rx // 1000
+    multiplier: int = DEFAULT_BFD.multiplier
+    multihop: bool | None = None
+    on: bool = True
+
+    def settings(self, *, multihop: bool | None = None) -> Bfd | None:
+        """The same for the speaker; None where it is off."""
+        if not self.on:
+            return None
+        timing = Timing(self.min_tx * 1000, self.min_rx * 1000, self.multiplier)
+        return Bfd(timing, self.multihop if multihop is None else multihop)
+
+
+NO_WATCH = Watch(on=False)
 
 
 class Router(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +79,12 @@ class Router(msgspec.Struct, frozen=True, kw_only=True):
     passive: bool = False
     hold_time: int | None = None
     most_prefixes: int | None = None
+    bfd: Watch = NO_WATCH
+
+    @property
+    def bfd_port(self) -> int | None:
+        """Where it reaches us by BFD."""
+        return _bfd_port(self) if self.bfd.on else None
 
 
 class NodeRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +97,7 @@ class NodeRule(msgspec.Struct, frozen=True, kw_only=True):
     announce: tuple[Announcement, ...] = ()
     communities: tuple[int, ...] = ()
     large: tuple[tuple[int, int, int], ...] = ()
+    bfd: Watch | None = None
 
     def matches(self, name: str, labels: Collection[str]) -> bool:
         return selects(self.match, name, labels)
@@ -91,6 +123,15 @@ class BgpOptions(msgspec.Struct, frozen=True, kw_only=True):
     vni: int = 1
     vxlan_port: int = 0
     mtu: int = 0
+    bfd: Watch = NO_WATCH
+
+    @property
+    def bfd_ports(self) -> tuple[int, ...]:
+        """Where peers reach some node by BFD."""
+        between_nodes = self.bfd.on or any(rule.bfd is not None and rule.bfd.on for rule in self.nodes)
+        routers = (*self.routers, *(router for rule in self.nodes for router in rule.routers))
+        found = {port for router in routers if (port := router.bfd_port) is not None}
+        return tuple(sorted(found | ({MULTIHOP_PORT} if between_nodes else set())))
 
     @property
     def tunnel(self) -> str:
@@ -137,6 +178,9 @@ class BgpOptions(msgspec.Struct, frozen=True, kw_only=True):
         cluster_id = self.cluster_id
         for rule in rules:
             cluster_id = rule.cluster_id or cluster_id
+        bfd = self.bfd
+        for rule in rules:
+            bfd = rule.bfd if rule.bfd is not None else bfd
         routers = {r.name: r for r in (*self.routers, *(r for rule in rules for r in rule.routers))}
         announce = {a.prefix: a for a in (*self.announce, *(a for rule in rules for a in rule.announce))}
         return Own(
@@ -146,6 +190,7 @@ class BgpOptions(msgspec.Struct, frozen=True, kw_only=True):
             announce=tuple(announce.values()),
             communities=_joined(self.communities, (rule.communities for rule in rules)),
             large=_joined(self.large, (rule.large for rule in rules)),
+            bfd=bfd,
         )
 
 
@@ -158,6 +203,8 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
     announce: tuple[Announcement, ...]
     communities: tuple[int, ...]
     large: tuple[tuple[int, int, int], ...]
+    bfd: Watch = NO_WATCH
+    """Of the sessions with other nodes."""
 
 
 def selects(selector: str, name: str, labels: Collection[str]) -> bool:
@@ -193,6 +240,7 @@ def parse(raw: Mapping[str, Any]) -> Options:
         vni=reader.number("VNI", 1, 0xFFFFFF, 1),
         vxlan_port=reader.number("VXLANPort", 0, 0xFFFF, 0),
         mtu=reader.number("MTU", 0, 65535, 0),
+        bfd=reader.watch(_BFD) or NO_WATCH,
     )
     if value.mtu:
         reader.number("MTU", 576 + OVERHEAD[6], 65535, 0)
@@ -202,12 +250,14 @@ def parse(raw: Mapping[str, Any]) -> Options:
 _COMMON = ("Announce", "Communities", "Routers", "ClusterID", "AS")
 _TOP = (
     *("AS", "Port", "Mesh", "Reflectors", "ClusterID", "Routers", "Nodes", "Announce", "Communities"),
-    *("PasswordFile", "HoldTime", "RestartTime", "Encapsulation", "VNI", "VXLANPort", "MTU"),
+    *("PasswordFile", "HoldTime", "RestartTime", "Encapsulation", "VNI", "VXLANPort", "MTU", "BFD"),
 )
-_RULE = ("Match", *_COMMON)
+_RULE = ("Match", *_COMMON, "BFD")
+_BFD = ("MinTx", "MinRx", "Multiplier")
+_ROUTER_BFD = (*_BFD, "Multihop")
 _ROUTER = (
     *("Name", "Address", "AS", "Port", "PasswordFile", "TTLSecurity", "Multihop", "NextHop", "AllowOwnAS"),
-    *("LocalAS", "Passive", "HoldTime", "MaxPrefixes"),
+    *("LocalAS", "Passive", "HoldTime", "MaxPrefixes", "BFD"),
 )
 
 
@@ -230,6 +280,7 @@ def _rule(reader: _Reader) -> NodeRule:
         announce=_announcements(reader),
         communities=reader.communities(),
         large=reader.large_communities(),
+        bfd=reader.watch(_BFD),
     )
 
 
@@ -273,7 +324,15 @@ def _router(reader: _Reader) -> Router:
         passive=reader.boolean("Passive", False),
         hold_time=None if hold_time < 0 else hold_time,
         most_prefixes=reader.number("MaxPrefixes", 1, 10_000_000, 0) or None,
+        bfd=reader.watch(_ROUTER_BFD) or NO_WATCH,
     )
+
+
+def _bfd_port(router: Router) -> int:
+    multihop = router.bfd.multihop
+    if multihop is None:
+        multihop = router.multihop > 0 or router.ttl_security > 1
+    return MULTIHOP_PORT if multihop else PORT
 
 
 def _announcements(reader: _Reader) -> tuple[Announcement, ...]:
@@ -337,6 +396,21 @@ class _Reader:
         if 0 < value < 3:
             self.fail("HoldTime", value, "is too short", "Use 0 (sessions never expire) or at least 3 seconds")
         return value
+
+    def watch(self, known: tuple[str, ...]) -> Watch | None:
+        """`BFD`: true, false, or an object with what is not as usual; None where nothing is said."""
+        value = self.values.get("BFD")
+        if value is None or type(value) is bool:
+            return None if value is None else Watch(on=value)
+        if not isinstance(value, Mapping):
+            self.fail("BFD", value, "is no setting of BFD", 'Write true, or an object such as {"MinTx": 100}')
+        each = _Reader(f"{self.where}.BFD", value, self.findings, known)
+        return Watch(
+            min_tx=each.number("MinTx", LEAST_BFD, LONGEST_BFD, DEFAULT_BFD.min_tx // 1000),
+            min_rx=each.number("MinRx", LEAST_BFD, LONGEST_BFD, DEFAULT_BFD.min_rx // 1000),
+            multiplier=each.number("Multiplier", 1, 255, DEFAULT_BFD.multiplier),
+            multihop=each.boolean("Multihop", False) if "Multihop" in each.values else None,
+        )
 
     def boolean(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)

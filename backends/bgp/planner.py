@@ -19,11 +19,14 @@ from backends.bgp.options import BgpOptions
 from backends.ipip import KIND, IpipBackend
 from backends.vxlan import DEFAULT_PORT as VXLAN_PORT
 from backends.vxlan import VxlanBackend
-from netagent.contract import Context, LeaseData, Options, Plan, ServicePort, Tcp
+from netagent.contract import Context, LeaseData, Options, Plan, Port, ServicePort, Tcp, Udp
 from netagent.model import Family, Finding, Lease, Link, NftElement
 
 if TYPE_CHECKING:
     from backends.bgp.service import BgpService
+
+
+BFD_SOCKET = "bgp.bfd"  # in the run directory: where BFD's process waits for the next agent
 
 
 class Bgp:
@@ -34,8 +37,11 @@ class Bgp:
     def options(self, raw: Mapping[str, Any]) -> Options:
         return options.parse(raw)
 
-    def ports(self, options: BgpOptions) -> tuple[int | Tcp, ...]:
-        return (Tcp(options.port), *((options.vxlan_port or VXLAN_PORT,) if options.tunnel == "vxlan" else ()))
+    def ports(self, options: BgpOptions) -> tuple[Port, ...]:
+        own: tuple[Port, ...] = (Tcp(options.port), *(Udp(port) for port in options.bfd_ports))
+        if options.tunnel == "vxlan":
+            return (*own, options.vxlan_port or VXLAN_PORT)
+        return (*own, *IpipBackend().ports(options.ipip)) if options.tunnel else own
 
     def direct(self, options: BgpOptions) -> bool:
         routers = options.routers or any(rule.routers for rule in options.nodes)
@@ -94,7 +100,10 @@ class Bgp:
         return BgpService(port)
 
     async def dismantle(self, run_dir: Path) -> None:
-        pass
+        """BFD's process outlives the agent for a while."""
+        from bfd.client import end_at
+
+        await end_at(str(run_dir / BFD_SOCKET))
 
 
 def guard(*addresses: str | None) -> tuple[NftElement, ...]:

@@ -65,9 +65,16 @@ def summary(
         "routes_installed": installed,
         "routes_received": _received(speaker),
     }
+    watched = [
+        peer for name in names if speaker is not None and (peer := speaker.peers.get(name)) and peer.config.bfd
+    ]
+    reached = sum(peer.bfd is not None and peer.bfd.up for peer in watched)
+    if watched:
+        gauges |= {"bfd_sessions": len(watched), "bfd_up": reached}
     played = part.role if part.settled else f"{part.role}, becoming {part.wanted}"
     text = f"{played}: {len(up)} of {len(names)} BGP sessions up"
     text += f" ({routers} of {len(peering.routers)} routers)" if peering.routers else ""
+    text += f", BFD with {reached} of {len(watched)}" if watched else ""
     text += f", {installed} routes"
     if problem is not None:
         text += f"; {problem.text}"
@@ -152,4 +159,48 @@ def findings(
                 "messages",
             )
         )
+    return found + _unwatched(peering, speaker, now)
+
+
+def _unwatched(peering: Peering, speaker: Speaker, now: float) -> list[Finding]:
+    """Peers whose sessions stand, and whom BFD does not reach: with our own sockets, or theirs."""
+    problems: dict[str, list[str]] = {}
+    silent: list[str] = []
+    for peer in speaker.peers.values():
+        if peer.config.bfd is None or peer.bfd is None or peer.bfd.up:
+            continue
+        if peer.bfd.problem:
+            problems.setdefault(peer.bfd.problem, []).append(peer.name)
+        elif established(peer) and now - max(peer.since, peer.bfd.since or now) >= LONG_DOWN:
+            silent.append(peer.name)
+    found = [
+        Finding(
+            code="bgp-bfd",
+            subject=names[0],
+            severity="error",
+            message=f"no BFD with {_some(names)}: {problem}",
+            remedy="do as the message says; it is tried again by itself, and sessions stand without BFD",
+        )
+        for problem, names in problems.items()
+    ]
+    routers = sorted(peering.routers.intersection(silent))
+    nodes = sorted(set(silent) - peering.routers)
+    for names in (*([name] for name in routers), *([nodes] if nodes else ())):
+        bfd = speaker.peers[names[0]].bfd
+        assert bfd is not None
+        found.append(
+            Finding(
+                code="bgp-bfd-down",
+                subject=names[0],
+                message=f"BGP stands with {_some(names)}, and BFD does not come up: a failure is found late",
+                evidence=f"{bfd.received} packets heard, theirs is {bfd.remote_state}, they say: {bfd.remote_diag}",
+                remedy="set BFD on the other side too, for one hop (UDP 3784) or several (UDP 4784) as here, and let "
+                "that port through",
+            )
+        )
     return found
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

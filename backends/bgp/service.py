@@ -23,12 +23,13 @@ from backends.bgp import members, roles, sessions, show
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own
 from backends.bgp.part import Part
-from backends.bgp.planner import tunnelled
+from backends.bgp.planner import BFD_SOCKET, tunnelled
 from backends.bgp.publishing import Publisher
 from backends.bgp.reports import Problem, established, findings, peer_states, summary
 from backends.bgp.roles import Seen
 from backends.bgp.sessions import Peering, Secret
 from backends.bgp.ways import Ways
+from bfd.orders import Status
 from bgp.aio import Driver, Listen, SetupError
 from bgp.connection import Down, Established
 from bgp.fsm import State
@@ -305,7 +306,13 @@ class BgpService:
             deferral=DEFERRAL,
             now=loop.time(),
         )
-        driver = Driver(speaker, on_news=self._on_news, on_changes=self._on_changes)
+        driver = Driver(
+            speaker,
+            on_news=self._on_news,
+            on_changes=self._on_changes,
+            on_bfd=self._on_bfd,
+            bfd_path=str(Path(self._port.run_dir) / BFD_SOCKET),
+        )
         driver.start()
         if restarting:
             log.info("BGP starts again; what stands is kept until %d peers have told everything", len(restarting))
@@ -368,7 +375,7 @@ class BgpService:
             waits.append(roles.SETTLE / 2)
         if self._problem is not None:
             waits.append(RETRY)
-        if self._unread or self._peering.routers:
+        if self._unread or self._peering.routers or any(peer.bfd for peer in self._peering.peers):
             waits.append(LOOK_AGAIN)
         return max(min(waits), 0.01) if waits else None
 
@@ -405,6 +412,14 @@ class BgpService:
             log.warning("%s has sent %d prefixes, its limit is %d", name, news.prefixes, news.limit)
         self._remember()
         self._tell_progress()
+
+    def _on_bfd(self, name: str, before: Status, now: Status) -> None:
+        if now.failures > before.failures:
+            log.warning("BFD with %s: down, %s", name, now.diag)
+        elif now.up and not before.up:
+            log.info("BFD with %s is up, it notices within %g ms", name, now.detection / 1000)
+        if now.problem != before.problem and now.problem:
+            log.error("BFD with %s: %s", name, now.problem)
 
     def _say_down(self, name: str, down: Down) -> None:
         """Each reason once: a peer that is away is tried again and again."""

@@ -146,6 +146,7 @@ def peering(
                 import_policy=by_nodes,
                 export_policy=to_nodes,
                 transport=Transport(port=options.port, local_address=place[1], password=secret, multihop=_NODE_HOPS),
+                bfd=own.bfd.settings(multihop=True),
             )
         )
     nodes = frozenset(peer.name for peer in peers)
@@ -209,6 +210,7 @@ def _router(
         allowed_own_as=router.allow_own_as,
         most_prefixes=router.most_prefixes,
         transport=transport,
+        bfd=router.bfd.settings(),
     )
 
 

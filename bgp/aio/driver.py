@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from bgp.aio.channel import Channel
 from bgp.aio.listeners import Listeners
+from bgp.aio.liveness import Liveness, OnBfd
 from bgp.aio.sockets import SetupError, connecting, prepare
 from bgp.connection import Close, Connect, Direction, Send
 from bgp.message import Family
@@ -45,7 +46,8 @@ class Driver:
     """Drives one speaker in the running loop.
 
     `on_news` is told of sessions that come and go and of limits reached, `on_changes` of routes chosen anew, in
-    batches; both are called from the loop and should be quick.
+    batches, `on_bfd` of what BFD finds out about a peer; all are called from the loop and should be quick.
+    At `bfd_path` BFD's process waits for the next driver, for our restart time, when this one stops without a word.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Driver:
         *,
         on_news: Callable[[str, News], None] = lambda name, news: None,
         on_changes: Callable[[dict[Family, dict[bytes, Chosen]]], None] = lambda changes: None,
+        on_bfd: OnBfd = lambda name, before, now: None,
+        bfd_path: str = "",
     ) -> None:
         self.speaker = speaker
         self.listen = tuple(listen)
@@ -62,6 +66,7 @@ class Driver:
         """Connections from addresses that are no peer's."""
         self._on_news = on_news
         self._on_changes = on_changes
+        self.liveness = Liveness(speaker, self.now, self._sockets, self._schedule, on_bfd, bfd_path)
         self._loop: asyncio.AbstractEventLoop
         self._listeners: Listeners
         self._channels: dict[tuple[str, Direction], Channel] = {}
@@ -129,7 +134,8 @@ class Driver:
         """End all sessions and close everything.
 
         With words, each peer is told (RFC 9003). Without (None) nobody is: who knows graceful restart keeps our
-        routes and waits for us to come back.
+        routes and waits for us to come back. BFD goes on meanwhile. With words it ends too, and says that it was
+        meant (AdminDown), but after them: real routers end a session on AdminDown, with words of their own.
         """
         self._listeners.close()
         if text is not None:
@@ -145,12 +151,19 @@ class Driver:
             self._timer.cancel()
             self._timer = None
         self._stopped = asyncio.Event()
+        if text is None:
+            await self.liveness.leave()
+        else:
+            await self.liveness.stop()
         if self._lingering:
             await self._stopped.wait()
 
     def channels(self, name: str) -> dict[Direction, Channel]:
         """A peer's open connections."""
         return {way: self._channels[name, way] for way in Direction if (name, way) in self._channels}
+
+    def _sockets(self, name: str) -> list[socket.socket]:
+        return [channel.sock for channel in self.channels(name).values()]
 
     # -------------------------------------------------------------------------------------------------- the loop
 
@@ -215,6 +228,7 @@ class Driver:
                 self._connect(name)
                 self._schedule()  # it may have failed already
             else:
+                self.liveness.heard(name)
                 self._on_news(name, output)
         for channel in touched:
             if channel in self._names:
@@ -226,6 +240,7 @@ class Driver:
         changes = speaker.take_changes()
         if any(changes.values()):
             self._on_changes(changes)
+        self.liveness.follow()
         self._arm()
         if self._ready or speaker.pending or speaker.telling:
             self._schedule()

@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from bfd.session import LEAST_INTERVAL, LONGEST_INTERVAL, Timing
+from bgp.bfd import DEFAULT_TIMING, Bfd
 from bgp.daemon.errors import ConfigError
 from bgp.daemon.policies import community, large_community, policies_from
 from bgp.daemon.tables import Table
@@ -23,6 +25,8 @@ from bgp.transport import Transport
 
 AS_MOST = (1 << 32) - 1
 DEFAULT_CONTROL = "/run/bgp.sock"
+LEAST, LONGEST = LEAST_INTERVAL // 1000, LONGEST_INTERVAL // 1000
+"""Milliseconds between BFD's packets."""
 _FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 
 
@@ -165,6 +169,7 @@ class _PeerReader:
             extended_next_hop=table.take("extended-next-hop", bool, False),
             extended_messages=table.take("extended-messages", bool, True),
             transport=self._transport(table, port),
+            bfd=_bfd(table),
         )
 
     @staticmethod
@@ -209,6 +214,21 @@ class _PeerReader:
             )
         except LocalError as error:
             raise ConfigError(f"{table.file}: {table.path}: {error}") from None
+
+
+def _bfd(table: Table) -> Bfd | None:
+    """`bfd = true`, or a table with what is not as usual."""
+    if not table.has("bfd") or table.is_flag("bfd"):
+        return Bfd() if table.take("bfd", bool, False) else None
+    inside = table.table("bfd")
+    timing = Timing(
+        min_tx=1000 * inside.number("min-tx", LEAST, LONGEST, DEFAULT_TIMING.min_tx // 1000),
+        min_rx=1000 * inside.number("min-rx", LEAST, LONGEST, DEFAULT_TIMING.min_rx // 1000),
+        multiplier=inside.number("multiplier", 1, 255, DEFAULT_TIMING.multiplier),
+    )
+    multihop = inside.optional_flag("multihop")
+    inside.end()
+    return Bfd(timing, multihop)
 
 
 def _several(table: Table) -> Several | None:

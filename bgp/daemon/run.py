@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bfd.orders import Status
 from bgp import metrics, views
 from bgp.aio import Driver, Listen, SetupError
 from bgp.connection import Down, Established
@@ -68,7 +69,8 @@ class Daemon:
         self._announce(None, config)
         self.speaker.set_peers(config.peers, loop.time(), config.ranges)
         listen = [Listen(address, port) for address, port in config.listen]
-        self.driver = Driver(self.speaker, listen, on_news=self._news)
+        lasting = f"{config.control}.bfd" if config.state else ""
+        self.driver = Driver(self.speaker, listen, on_news=self._news, on_bfd=self._bfd, bfd_path=lasting)
         control = ControlSocket(config.control, self._answer)
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,6 +182,14 @@ class Daemon:
                 "%s: %d %s prefixes, the limit is %d: %s", name, news.prefixes, news.family.name, news.limit, what
             )
 
+    def _bfd(self, name: str, before: Status, now: Status) -> None:
+        if now.problem != before.problem and now.problem:
+            log.error("%s: BFD: %s", name, now.problem)
+        if now.failures > before.failures:
+            log.warning("%s: BFD down: %s", name, now.diag)
+        elif now.state != before.state and "up" in (now.state, before.state):
+            log.info("%s: BFD %s: %s", name, now.state, f"{now.detection / 1000:g} ms" if now.up else now.diag)
+
     # ------------------------------------------------------------------------------------------------- the socket
 
     def _answer(self, request: dict[str, Any]) -> Iterator[Any]:
@@ -188,7 +198,7 @@ class Daemon:
         name = _text(request, "peer")
         match request.get("command"):
             case "summary":
-                yield views.summary(self.speaker)
+                yield {**views.summary(self.speaker), "bfd": self.driver.liveness.view()}
             case "peers":
                 yield from views.peers(self.speaker, now, name)
             case "routes":

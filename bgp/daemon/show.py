@@ -53,6 +53,8 @@ def _peers(items: Iterable[Any]) -> Iterator[str]:
             remark += f"; next try in {span(peer['next_retry'])}"
         if "restart_ends" in peer:
             remark += f"; its routes are kept for {span(peer['restart_ends'])}"
+        if "bfd" in peer:
+            remark += f"; {_bfd(peer['bfd'])}"
         if peer.get("held"):
             remark += "; does not read what it is sent"
         rows.append(
@@ -66,12 +68,21 @@ def _peers(items: Iterable[Any]) -> Iterator[str]:
     yield from _columns(rows)
 
 
+def _bfd(bfd: dict[str, Any]) -> str:
+    """A few words: whether it is up and how soon it notices, or why it is not."""
+    if bfd["state"] == "up":
+        return f"BFD up, {bfd['detection']:g} ms"
+    why = bfd.get("problem") or ("" if bfd["diag"] == "none" else bfd["diag"])
+    return f"BFD {bfd['state'].replace('_', ' ')}" + (f": {why}" if why else "")
+
+
 def _routes(items: Iterable[Any]) -> Iterator[str]:
     for entry in items:
         yield entry["prefix"]
         for route in entry["routes"]:
             mark = "*" if route["best"] else "+" if route["used"] else " "
-            yield f"  {mark} from {route['from']}{_path(route)}: {_attributes(route)}  ({route['why']})"
+            origin = f"{route['from']}{_path(route)}"
+            yield f"  {mark} from {origin}: {_attributes(route)}  ({route['why']}){_stale(route)}"
         if entry["advertised_to"]:
             yield f"    told to {', '.join(entry['advertised_to'])}"
 
@@ -81,7 +92,12 @@ def _table_of_routes(items: Iterable[Any]) -> Iterator[str]:
         mark = "*" if route.get("best") else "+" if route.get("used") else " "
         rejected = f"  (not used: {route['rejected']})" if "rejected" in route else ""
         changed = f"  (policy made it: {_attributes(route['after_policy'])})" if "after_policy" in route else ""
-        yield f"{mark} {route['prefix']}{_path(route)} {_attributes(route)}{rejected}{changed}"
+        yield f"{mark} {route['prefix']}{_path(route)} {_attributes(route)}{rejected}{changed}{_stale(route)}"
+
+
+def _stale(route: dict[str, Any]) -> str:
+    """A route that a peer has not announced anew since its session went."""
+    return "  (stale)" if route.get("stale") else ""
 
 
 def _path(route: dict[str, Any]) -> str:

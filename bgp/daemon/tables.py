@@ -47,6 +47,10 @@ class Table:
     def has(self, key: str) -> bool:
         return key in self._values
 
+    def is_flag(self, key: str) -> bool:
+        """Whether the value is true or false, where something else may stand too."""
+        return isinstance(self._values.get(key), bool)
+
     def number(self, key: str, least: int, most: int, default: int = _MISSING) -> int:
         value = self.take(key, int, default)
         if self.has(key) and not least <= value <= most:

@@ -17,6 +17,7 @@ from backends.bgp import reports
 from backends.bgp import service as module
 from backends.bgp.options import parse
 from backends.bgp.service import FAREWELL, STATE, BgpService
+from backends.bgp.ways import metric
 from netagent.contract import STOPPING, Context, Viewer
 from netagent.errors import UsageError
 from netagent.model import (
@@ -156,7 +157,7 @@ async def test_settled_when_everybody_has_told_everything(tmp_path: Path, block:
             assert host.port.findings == ()
         await until(lambda: all(h.service.status()["state"] == "running" for h in made), "all run")
         assert made[0].port.published["node/h2"] == (NftElement("peers4", f"{block}2"),)
-        route = Route("10.5.2.0/24", (Hop("lo", f"{block}2"),))
+        route = Route("10.5.2.0/24", (Hop("lo", f"{block}2"),), metric=metric("10.5.2.0/24"))
         await until(lambda: made[0].port.published.get("route/10.5.2.0/24") == (route,), "the route is published")
         summary = made[0].service.status()["summary"]
         assert summary.startswith("mesh: 2 of 2 BGP sessions up")

@@ -7,10 +7,12 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.support.routers import COMMAND_TIMEOUT, FAMILIES, Network, PeerView, Router, RouteView, Table
+from bfd.client import end_at
+from tests.support.routers import COMMAND_TIMEOUT, FAMILIES, Bfd, BfdView, Network, PeerView, Router, RouteView, Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,6 +65,25 @@ class Ours(Router):
         why = found.get("why_down") or found.get("last_down") or ""
         return PeerView(found["state"] == "established", str(found["state"]), str(why))
 
+    async def bfd(self, address: str) -> BfdView:
+        found = (await self.view(address)).get("bfd")
+        if found is None:
+            return BfdView("none")
+        return BfdView(found["state"], found["interval"], found["detection"])
+
+    async def retime(self, bfd: Bfd | None) -> None:
+        self.site.peerings = tuple(replace(peering, bfd=bfd) for peering in self.site.peerings)
+        self._write()
+        await self.command("reload")
+
+    async def bfd_admin(self, up: bool) -> None:
+        """Have BFD taken out of the configuration, or put back."""
+        await self.retime(Bfd() if up else None)
+
+    async def engine(self) -> int:
+        """The process that keeps BFD's time."""
+        return int((await self.command("summary"))[0]["bfd"]["pid"])
+
     async def routes(self, family: str = "ipv4") -> Table:
         """What is used or could be: a route that was refused is left out, as others show it."""
         stale = {name for name, view in (await self._stale(family)).items() if view}
@@ -96,6 +117,9 @@ class Ours(Router):
 
     async def shut(self, address: str, text: str) -> None:
         await self.command("shutdown-peer", peer=address, text=text)
+
+    async def clean(self) -> None:
+        await end_at(f"{self.directory}/ctl.bfd")
 
     def hang_up(self) -> None:
         """SIGHUP: read the configuration anew."""
@@ -138,6 +162,7 @@ class Ours(Router):
             yield f"asn = {peering.asn}"
             yield f"hold-time = {peering.hold_time}"
             yield "connect-retry = 1"
+            yield f'local-address = "{site.address6 if ":" in peering.address else site.address}"'
             if site.options.get("transit"):  # between two others, which it does not do unless it is told
                 yield 'export = "everything"'
             if peering.client:
@@ -152,6 +177,9 @@ class Ours(Router):
                 yield f"multihop = {peering.multihop}"
             if peering.most_prefixes:
                 yield f"max-prefixes = {peering.most_prefixes}"
+            if bfd := peering.bfd:
+                timers = f"min-tx = {bfd.min_tx}, min-rx = {bfd.min_rx}, multiplier = {bfd.multiplier}"
+                yield f"bfd = {{ {timers}, multihop = {str(bool(peering.multihop)).lower()} }}"
             if peering.local_asn:
                 yield f"local-asn = {peering.local_asn}"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from tests.support.routers import COMMAND_TIMEOUT, Network, PeerView, Router, RouteView, Table
+from tests.support.routers import COMMAND_TIMEOUT, Bfd, BfdView, Network, PeerView, Router, RouteView, Table
 
 _REPLY = re.compile(r"(?:(\d{4})([- ])| |\+)(.*)")
 
@@ -65,6 +66,18 @@ class Bird(Router):
         error = re.search(r"Last error:\s+(.+)", text)
         name = state[1] if state else "down"
         return PeerView(name == "Established", name, error[1].strip() if error else "")
+
+    async def bfd(self, address: str) -> BfdView:
+        for line in (await self.command("show bfd sessions")).splitlines():
+            fields = line.split()
+            if fields and fields[0] == address:  # address, interface, state, since, interval, timeout
+                return BfdView(fields[2].lower(), 1000 * float(fields[-2]), 1000 * float(fields[-1]))
+        return BfdView("none")
+
+    async def retime(self, bfd: Bfd) -> None:
+        self.site.peerings = tuple(replace(peering, bfd=bfd) for peering in self.site.peerings)
+        self._write()
+        await self.command("configure")
 
     async def routes(self, family: str = "ipv4") -> Table:
         table: Table = {}
@@ -126,12 +139,16 @@ class Bird(Router):
         yield "graceful restart wait 20;"
         yield "protocol device { scan time 10; }"
         yield "protocol direct { ipv4; ipv6; }"
+        if site.options.get("fib"):
+            yield "protocol kernel { ipv4 { export where source = RTS_BGP; }; }"
         for family in ("ipv4", "ipv6"):
             yield f"protocol static s{family[-1]} {{ {family};"
             for network in site.networks:
                 if network.family == family:
                     yield f"  route {network.prefix} unreachable {{ {_attributes(network)} }};"
             yield "}"
+        if any(peering.bfd for peering in site.peerings):
+            yield "protocol bfd bfd1 { }"
         for peering in site.peerings:
             yield f"protocol bgp {_name(peering.address)} {{"
             local = site.address6 if ":" in peering.address else site.address
@@ -139,6 +156,10 @@ class Bird(Router):
             yield f"  hold time {peering.hold_time}; connect retry time 1; connect delay time 1;"
             yield "  error wait time 1, 2; error forget time 1;"
             yield f"  multihop {peering.multihop};" if peering.multihop else "  direct;"
+            if bfd := peering.bfd:
+                graceful = "graceful " if bfd.graceful else ""
+                yield f"  bfd {graceful}{{ min tx interval {bfd.min_tx} ms; min rx interval {bfd.min_rx} ms;"
+                yield f"    multiplier {bfd.multiplier}; }};"
             if peering.client:
                 yield "  rr client;" + (f" rr cluster id {site.cluster_id};" if site.cluster_id else "")
             if peering.passive:

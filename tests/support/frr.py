@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tests.support.routers import COMMAND_TIMEOUT, Network, PeerView, Router, RouteView, Table
+from tests.support.routers import COMMAND_TIMEOUT, Bfd, BfdView, Network, PeerView, Router, RouteView, Table
 
 _FAMILY = {"ipv4": "ipv4 unicast", "ipv6": "ipv6 unicast"}
 
@@ -25,8 +25,9 @@ class Frr(Router):
         (self.directory / "zebra.conf").write_text("hostname zebra\n")
         self._held_back = recovering
         (self.directory / "bgpd.conf").write_text("\n".join(self._configuration()) + "\n")
-        (self.directory / "bfdd.conf").write_text("hostname bfdd\n")
-        daemons = ["zebra", "bgpd", *(["bfdd"] if self.site.options.get("bfdd") else [])]
+        (self.directory / "bfdd.conf").write_text("\n".join(self._bfd_configuration()) + "\n")
+        watched = any(peering.bfd for peering in self.site.peerings)
+        daemons = ["zebra", *(["bfdd"] if watched else []), "bgpd"]
         for daemon in daemons:
             (self.directory / f"{daemon}.vty").unlink(missing_ok=True)
         (self.directory / "zserv.api").unlink(missing_ok=True)
@@ -96,6 +97,34 @@ class Frr(Router):
         why = "; ".join(str(found[word]) for word in words if word in found)
         return PeerView(state == "Established", state, why)
 
+    async def bfd(self, address: str) -> BfdView:
+        for found in json.loads(await self.command("show bfd peers json", daemon="bfdd")):
+            if found["peer"] == address:
+                detection = found.get("remote-detect-multiplier", 0) * max(
+                    found.get("receive-interval", 0), found.get("remote-transmit-interval", 0)
+                )
+                interval = max(found.get("transmit-interval", 0), found.get("remote-receive-interval", 0))
+                return BfdView(
+                    "admin_down" if found["status"] == "shutdown" else found["status"], interval, detection
+                )
+        return BfdView("none")
+
+    async def retime(self, bfd: Bfd) -> None:
+        timers = (
+            f"detect-multiplier {bfd.multiplier}",
+            f"transmit-interval {bfd.min_tx}",
+            f"receive-interval {bfd.min_rx}",
+        )
+        for number, peering in enumerate(self.site.peerings):
+            if peering.bfd:
+                await self.command("configure terminal", "bfd", f"profile p{number}", *timers, daemon="bfdd")
+
+    async def bfd_admin(self, up: bool) -> None:
+        word = "no shutdown" if up else "shutdown"
+        for number, peering in enumerate(self.site.peerings):
+            if peering.bfd:
+                await self.command("configure terminal", "bfd", f"profile p{number}", word, daemon="bfdd")
+
     async def routes(self, family: str = "ipv4") -> Table:
         found = json.loads(await self.command(f"show bgp {_FAMILY[family]} json detail") or "{}")
         return {
@@ -122,6 +151,18 @@ class Frr(Router):
         await self.configure(f"neighbor {address} shutdown message {text}")
 
     # -------------------------------------------------------------------------------------- configuration
+
+    def _bfd_configuration(self) -> Iterator[str]:
+        yield "hostname bfdd"
+        yield "bfd"
+        for number, peering in enumerate(self.site.peerings):
+            if bfd := peering.bfd:
+                yield f" profile p{number}"
+                yield f"  detect-multiplier {bfd.multiplier}"
+                yield f"  transmit-interval {bfd.min_tx}"
+                yield f"  receive-interval {bfd.min_rx}"
+                yield " exit"
+        yield "exit"
 
     def _configuration(self) -> Iterator[str]:
         site = self.site
@@ -151,6 +192,11 @@ class Frr(Router):
             if self._held_back:
                 yield f"{neighbour} shutdown"
             yield f"{neighbour} advertisement-interval 0"
+            if peering.bfd:
+                yield f"{neighbour} bfd"
+                yield f"{neighbour} bfd profile p{site.peerings.index(peering)}"
+                if site.options.get("check-control-plane-failure"):
+                    yield f"{neighbour} bfd check-control-plane-failure"
             if peering.local_asn:
                 yield f"{neighbour} local-as {peering.local_asn}"
             if peering.passive:

@@ -38,6 +38,29 @@ FAMILIES = ("ipv4", "ipv6")
 
 
 @dataclass(frozen=True)
+class Bfd:
+    """BFD with a neighbour, intervals in milliseconds. `multihop` goes with that of the peering."""
+
+    min_tx: int = 100
+    min_rx: int = 100
+    multiplier: int = 3
+    graceful: bool = False
+    """BIRD only: its failing begins a graceful restart."""
+
+
+class BfdView(NamedTuple):
+    """What a daemon says of a BFD session; interval (ours) and detection time in milliseconds."""
+
+    state: str
+    interval: float = 0
+    detection: float = 0
+
+    @property
+    def up(self) -> bool:
+        return self.state == "up"
+
+
+@dataclass(frozen=True)
 class Peering:
     """A neighbour as one side sees it. Times in seconds; 0 and "" leave a thing out."""
 
@@ -55,6 +78,7 @@ class Peering:
     restart_time: int = 0
     """Graceful restart, with this restart time."""
     local_asn: int = 0
+    bfd: Bfd | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +230,10 @@ class Router(ABC):
         """SIGTERM: an orderly end."""
         await self._end(signal.SIGTERM)
 
+    async def clean(self) -> None:
+        """End what is meant to outlive it, when it is gone for good."""
+        assert not self.processes
+
     def freeze(self) -> None:
         """SIGSTOP: sockets stay open, nothing answers. Returns when every process has stopped."""
         for process in self.processes:
@@ -285,6 +313,27 @@ class Router(ABC):
         route = await self.until(f"a route to {prefix}", found, timeout)
         assert route is not None
         return route
+
+    async def bfd(self, address: str) -> BfdView:
+        """BFD with a neighbour; only some kinds of daemon have it."""
+        raise NotImplementedError
+
+    async def retime(self, bfd: Bfd) -> None:
+        """Other timers towards every neighbour with BFD."""
+        raise NotImplementedError
+
+    async def bfd_is(
+        self, address: str, state: str, like: Callable[[BfdView], bool] = lambda view: True, timeout: float = TIMEOUT
+    ) -> BfdView:
+        """Until BFD with the neighbour is in that state, and so."""
+
+        async def found() -> BfdView | None:
+            view = await self.bfd(address)
+            return view if view.state == state and like(view) else None
+
+        view = await self.until(f"BFD {state} with {address}", found, timeout)
+        assert view is not None
+        return view
 
     async def lacks(self, prefix: str, timeout: float = TIMEOUT) -> None:
         """Until it has no route to the prefix."""
@@ -375,6 +424,7 @@ class Routers:
 
     async def close(self) -> None:
         await asyncio.gather(*(router.kill() for router in self.all))
+        await asyncio.gather(*(router.clean() for router in self.all))
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from backends.bgp.part import Part
 from backends.bgp.planner import Bgp, tunnelled
 from backends.bgp.roles import CLIENT, EDGE, MESH, REFLECTOR, Seen, may_play, partners, target
 from backends.bgp.sessions import Secret
-from backends.bgp.ways import Ways
+from backends.bgp.ways import Ways, metric
 from backends.ipip import device6
 from backends.vxlan import link_local, vtep_mac
 from bgp.message import AsPath, Attributes, nlri
 from bgp.message.nlri import address_text
-from netagent.contract import Context, Tcp
+from netagent.contract import Context, Ip, Tcp
 from netagent.errors import ConfigError
 from netagent.model import (
     AddressFact,
@@ -187,6 +187,7 @@ def test_ports_and_guard() -> None:
     backend = Bgp()
     assert backend.ports(parse({}).value) == (Tcp(179),)
     assert backend.ports(parse({"Port": 1179, "Encapsulation": "vxlan"}).value) == (Tcp(1179), 8472)
+    assert backend.ports(parse({"Encapsulation": "ipip-cross-subnet"}).value) == (Tcp(179), Ip(4, 4), Ip(41, 6))
     assert backend.direct(parse({}).value)
     assert not backend.direct(parse({"Encapsulation": "vxlan"}).value)
     assert backend.direct(parse({"Encapsulation": "vxlan-cross-subnet"}).value)
@@ -493,7 +494,7 @@ def test_on_the_link_without_a_tunnel() -> None:
     ways = Ways(context(), {"h2": member("h2", 12)})
     assert ways.to("192.168.50.12").hop == Hop("eth0", "192.168.50.12")
     assert ways.route("10.5.72.0/24", ["192.168.50.12"]) == (
-        Route("10.5.72.0/24", (Hop("eth0", "192.168.50.12"),)),
+        Route("10.5.72.0/24", (Hop("eth0", "192.168.50.12"),), metric=metric("10.5.72.0/24")),
         "",
     )
     assert ways.vtep("h2") == ()
@@ -535,7 +536,7 @@ def test_across_subnets_by_the_tunnel_and_on_the_link_without() -> None:
         FdbEntry("na-vx6-1", mac6, "fd70::13"),
     )
     assert ways.route("10.5.73.0/24", ["192.168.70.13"])[0] == Route(
-        "10.5.73.0/24", nexthop=("na-vx1", "192.168.70.13")
+        "10.5.73.0/24", nexthop=("na-vx1", "192.168.70.13"), metric=metric("10.5.73.0/24")
     )
     assert ways.route("fc00:5:0:9::/64", ["fd70::13"])[0] == Route("fc00:5:0:9::/64", nexthop=("na-vx6-1", gateway6))
 
@@ -566,12 +567,12 @@ def test_inside_ip() -> None:
         Link(kind="sit", name=sit, mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11", remote="192.168.70.13")),
     )
     assert ways.route("10.5.73.0/24", ["192.168.70.13"])[0] == Route(
-        "10.5.73.0/24", nexthop=("na-ipip", "192.168.70.13")
+        "10.5.73.0/24", nexthop=("na-ipip", "192.168.70.13"), metric=metric("10.5.73.0/24")
     )
     assert ways.route("fc00:5:0:9::/64", ["fd70::13"])[0] == Route("fc00:5:0:9::/64", (Hop(sit),))
     assert Bgp().mtu(ctx) == 1480
     assert [o.name for o in Bgp().base(ctx).objects if isinstance(o, Link)] == ["na-ipip"]
-    assert Bgp().ports(ctx.options) == (Tcp(179),)
+    assert Bgp().ports(ctx.options) == (Tcp(179), Ip(4, 4), Ip(41, 6))
 
 
 def test_inside_ip_where_the_kernel_cannot() -> None:
@@ -586,7 +587,15 @@ def test_inside_ip_where_the_kernel_cannot() -> None:
 def test_equal_ways_are_used_at_once() -> None:
     ways = Ways(context(), {})
     route, _ = ways.route("10.5.72.0/24", ["192.168.50.13", "192.168.50.12", "192.168.99.1", "192.168.50.13"])
-    assert route == Route("10.5.72.0/24", (Hop("eth0", "192.168.50.12"), Hop("eth0", "192.168.50.13")))
+    hops = (Hop("eth0", "192.168.50.12"), Hop("eth0", "192.168.50.13"))
+    assert route == Route("10.5.72.0/24", hops, metric=metric("10.5.72.0/24"))
+
+
+def test_a_metric_follows_from_the_prefix_and_metrics_are_spread() -> None:
+    found = [metric(f"10.{number >> 8}.{number & 255}.0/24") for number in range(10_000)]
+    assert (min(found), max(found)) == (256, 511)
+    assert max(found.count(each) for each in set(found)) < 100
+    assert metric("fc00:5:0:9::/64") == 0
 
 
 def test_a_prefix_that_the_host_has_itself_is_left_to_it() -> None:

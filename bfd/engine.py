@@ -1,0 +1,378 @@
+"""The process that keeps BFD's time: `python -m bfd --fd N`, started by bfd/client.py.
+
+One thread, one loop: sockets, timers, and the socket N towards the owner. Rules: before anybody is declared silent,
+all that had come by then has been read; who has just slept too long judges nobody, but looks again a moment later,
+for the kernel may be as late as we were. The owner is never waited for.
+
+An owner that goes without a word may come back: with `--path` the process goes on for as long as it was told to, and
+waits there for the next owner, so that a restart is no event for any neighbour. Else, and after that time, every
+neighbour is told AdminDown, and the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import socket
+import time
+from collections import deque
+from math import inf
+from pathlib import Path
+
+from bfd import orders, scheduling
+from bfd.sessions import Place, Sessions
+from bfd.sockets import Receiver, SocketError, local_of, sender, text
+
+_LATE = 0.020
+"""Seconds of delay after which nobody is judged for as long."""
+_AT_ONCE = 500
+"""Packets that are read from a socket before what is due is sent."""
+_RETRY = 0.5
+"""Seconds between two attempts to open what could not be opened."""
+_BROKEN = 1.0
+"""Seconds after which a socket that only fails is opened anew."""
+_COUNT_EVERY = 5.0
+_COUNTS_IN_A_MESSAGE = 200
+
+Where = tuple[bytes, bool]
+"""What a receiver is bound to: an address, for several hops or one."""
+
+
+class Sender:
+    """A session's socket, opened when it is needed."""
+
+    __slots__ = ("failing_since", "local", "next_try", "problem", "sock")
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.local = ""
+        self.problem = ""
+        self.next_try = -inf
+        self.failing_since: float | None = None
+
+    def send(self, place: Place, packet: bytes, now: float) -> bool:
+        """Send it if that is possible; whether `local` or `problem` has changed."""
+        before = (self.local, self.problem)
+        if self.sock is None and now >= self.next_try:
+            self.next_try = now + _RETRY
+            try:
+                self.sock = sender(place.remote, place.local, multihop=place.multihop)
+                self.local, self.problem = text(local_of(self.sock)), ""
+            except SocketError as error:
+                self.problem = str(error)
+        if self.sock is not None:
+            try:
+                try:
+                    self.sock.send(packet)
+                except ConnectionRefusedError:  # told of an earlier packet: nobody hears there yet
+                    self.sock.send(packet)
+                self.failing_since, self.problem = None, ""
+            except OSError as error:
+                self._failed(error, place, now)
+        return (self.local, self.problem) != before
+
+    def _failed(self, error: OSError, place: Place, now: float) -> None:
+        if isinstance(error, (BlockingIOError, ConnectionRefusedError)):
+            return
+        if self.failing_since is None:
+            self.failing_since = now
+        elif now - self.failing_since > _BROKEN:  # our address may be another one now
+            self.problem = f"cannot send to {text(place.remote)}: {os.strerror(error.errno or 0).lower()}"
+            self.failing_since = None
+            self.close()
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+class Engine:
+    """`control` is the socket towards the owner (SOCK_SEQPACKET), `path` where the next one finds us, or empty."""
+
+    def __init__(self, control: socket.socket, path: str = "", tag: str = "") -> None:
+        self._path = path
+        self._tag = tag
+        self._listener: socket.socket | None = None
+        self._outlive = 0.0
+        self._unclaimed_until = inf
+        self.sessions = Sessions(random.SystemRandom().random)
+        self._control: socket.socket | None = None
+        self._poll = select.poll()
+        self._receivers: dict[Where, Receiver] = {}
+        self._problems: dict[Where, str] = {}
+        self._open_again = inf
+        self._senders: dict[int, Sender] = {}
+        self._unreported: dict[int, None] = {}
+        self._messages: deque[bytes] = deque()
+        self._blocked = False  # the owner does not read
+        self._places_changed = False
+        self._stopping = False
+        self._yielded = False
+        self._judge_from = -inf
+        self._latest = 0.0
+        self._count_at = time.monotonic() + _COUNT_EVERY
+        self._serve(control)
+        if path:
+            self._listen()
+        self._scheduling = scheduling.got()
+        self._tell({"scheduling": self._scheduling})
+
+    def run(self) -> None:
+        """Until the owner is gone and the neighbours know."""
+        scheduling.settle()
+        while not self._yielded and not (self._stopping and not self.sessions.leaving):
+            planned = min(self.sessions.deadline(), self._open_again, self._count_at, self._unclaimed_until)
+            wait = min(max(planned - time.monotonic(), 0.0), 60.0)
+            for descriptor, events in self._poll.poll(wait * 1000):
+                if self._control is not None and descriptor == self._control.fileno():
+                    self._owner(events)
+                elif self._listener is not None and descriptor == self._listener.fileno():
+                    self._accept()
+            self._turn(planned)
+        self._unlisten()
+        self._tell({"stopped": True})
+        self._report()
+
+    def _turn(self, planned: float) -> None:
+        now = time.monotonic()
+        late = now - planned
+        if late > self._latest:
+            self._latest = late
+        if late > _LATE:
+            self._judge_from = now + _LATE
+        heard_until = min((each.drain(_AT_ONCE, self._take) for each in self._receivers.values()), default=now)
+        now = time.monotonic()
+        for place, mine, packet in self.sessions.expire(now, heard_until if now >= self._judge_from else -inf):
+            each = self._senders.get(mine)
+            if each is None:
+                each = self._senders[mine] = Sender()
+            if each.send(place, packet, now) and (key := self.sessions.key_of(mine)) is not None:
+                self._unreported[key] = None
+        if now >= self._unclaimed_until:
+            self._unclaimed_until = inf
+            if self._control is None:
+                self._stop()
+            self.sessions.forsake(now)
+            self._places_changed = True
+        if self._places_changed or now >= self._open_again:
+            self._open(now)
+        for key in self.sessions.take_changes():
+            self._unreported[key] = None
+        if now >= self._count_at:
+            self._count(now)
+        if (self._unreported or self._messages) and not self._blocked:
+            self._report()
+
+    def _take(self, data: bytes, source: bytes, ttl: int, at: float, multihop: bool) -> None:
+        self.sessions.receive(data, source, ttl, at, multihop=multihop)
+
+    # ------------------------------------------------------------------------------------------------ the owner
+
+    def _serve(self, control: socket.socket) -> None:
+        """A new owner; the newest counts."""
+        self._hang_up()
+        control.setblocking(False)
+        self._control = control
+        self._poll.register(control, select.POLLIN)
+        self._unreported.clear()
+        self._messages.clear()
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._poll.unregister(self._control)
+            self._control.close()
+            self._control = None
+        self._blocked = False
+
+    def _listen(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        before = os.umask(0o177)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                Path(self._path).unlink()  # of one that has crashed: the client has found nobody there
+            listener.bind(self._path)
+            listener.listen(4)
+        except OSError as error:
+            listener.close()
+            self._tell({"problem": f"{self._path}: {error.strerror}"})
+            return
+        finally:
+            os.umask(before)
+        self._listener = listener
+        self._poll.register(listener, select.POLLIN)
+
+    def _unlisten(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                Path(self._path).unlink()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            control, _ = self._listener.accept()
+            self._serve(control)
+            self.sessions.orphan()
+            self._unclaimed_until = time.monotonic() + self._outlive
+
+    def _introduce(self) -> None:
+        """Tell a new owner who we are, and what we have."""
+        self._tell({"hello": os.getpid(), "tag": self._tag})
+        self._tell({"scheduling": self._scheduling})
+        for member in self.sessions.members.values():
+            self._messages.append(orders.message(orders.found(member.place, orders.status(member.session, "", ""))))
+        self._messages.append(orders.message({"found_all": True}))
+
+    def _owner(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._blocked = False
+            self._watch_control()
+        if not events & ~select.POLLOUT:
+            return
+        assert self._control is not None
+        while True:
+            try:
+                octets = self._control.recv(orders.LONGEST)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                octets = b""
+            if not octets:
+                self._hang_up()
+                self._orphaned()
+                return
+            self._obey(octets)
+            if self._yielded:
+                return
+
+    def _orphaned(self) -> None:
+        if self._listener is not None and self._outlive:
+            self.sessions.orphan()
+            self._unclaimed_until = time.monotonic() + self._outlive
+        else:
+            self._stop()
+
+    def _obey(self, octets: bytes) -> None:
+        order = orders.value_of(octets)
+        now = time.monotonic()
+        if order["do"] == "set":
+            key, place, timing, resumed = orders.set_of(order)
+            self.sessions.set(key, place, timing, now, resumed)
+            if key < 0:  # nobody's yet
+                self._unclaimed_until = now + self._outlive
+            self._places_changed = True
+        elif order["do"] == "remove":
+            self.sessions.remove(order["key"], now)
+            self._unreported.pop(order["key"], None)
+            self._places_changed = True
+        elif order["do"] == "hello":
+            self._introduce()
+        elif order["do"] == "outlive":
+            self._outlive = order["seconds"]
+            self.sessions.set_independent(self._outlive > 0 and self._listener is not None, now)
+        elif order["do"] == "yield":
+            self._yielded = True
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self.sessions.stop(time.monotonic())
+
+    def _report(self) -> None:
+        """Tell the owner, as far as it reads."""
+        if self._control is None:
+            self._unreported.clear()
+            self._messages.clear()
+            return
+        try:
+            while self._messages:
+                self._control.send(self._messages[0])
+                self._messages.popleft()
+            while self._unreported:
+                key = next(iter(self._unreported))
+                member = self.sessions.members.get(key)
+                if member is not None:
+                    each = self._senders.get(member.session.mine) or Sender()
+                    problem = each.problem or self._problems.get(self._where(member.place), "")
+                    shown = orders.status(member.session, each.local, problem)
+                    self._control.send(orders.message({"key": key, "status": shown}))
+                del self._unreported[key]
+        except (BlockingIOError, InterruptedError):
+            self._blocked = True
+            self._watch_control()
+        except OSError:
+            self._messages.clear()  # it has gone: reading will tell
+
+    def _watch_control(self) -> None:
+        if self._control is not None:
+            self._poll.modify(self._control, select.POLLIN | (select.POLLOUT if self._blocked else 0))
+
+    def _tell(self, value: dict[str, object]) -> None:
+        if len(self._messages) < 100:
+            self._messages.append(orders.message(value))
+
+    def _count(self, now: float) -> None:
+        """Counters, which nobody is to be told of at once."""
+        self._count_at = now + _COUNT_EVERY
+        if self._messages:
+            return
+        sessions = self.sessions.sessions()
+        for start in range(0, len(sessions), _COUNTS_IN_A_MESSAGE):
+            some = sessions[start : start + _COUNTS_IN_A_MESSAGE]
+            counts = [[key, each.sent, each.received, each.heard_at if each.received else None] for key, each in some]
+            self._tell({"counters": counts})
+        if sessions:
+            self._tell({"dropped": self.sessions.dropped, "latest": self._latest, "slowdown": self.sessions.slowdown})
+        self._latest = 0.0
+        if (scheduled := scheduling.got()) != self._scheduling:
+            self._scheduling = scheduled
+            self._tell({"scheduling": scheduled})
+
+    # ---------------------------------------------------------------------------------------------- the sockets
+
+    def _where(self, place: Place) -> Where:
+        return (place.local or bytes(len(place.remote)), place.multihop)
+
+    def _open(self, now: float) -> None:
+        """Have the receivers that the sessions need, and no senders of sessions that are gone."""
+        self._places_changed = False
+        self._open_again = inf
+        for mine in [mine for mine in self._senders if not self.sessions.known(mine)]:
+            self._senders.pop(mine).close()
+        wanted: dict[Where, None] = {}
+        for member in self.sessions.members.values():
+            wanted[self._where(member.place)] = None
+        for local, multihop in list(wanted):
+            everything = (bytes(len(local)), multihop)
+            if any(local) and everything in wanted:
+                del wanted[local, multihop]  # one that hears all is enough, and the kernel has no room for both
+        if self.sessions.leaving:
+            wanted.update(dict.fromkeys(self._receivers))  # their answers are awaited
+            self._places_changed = True
+        before = dict(self._problems)
+        self._problems.clear()
+        for where in self._receivers.keys() - wanted.keys():
+            receiver = self._receivers.pop(where)
+            self._poll.unregister(receiver.sock)
+            receiver.close()
+        for where in wanted:
+            if where in self._receivers:
+                continue
+            try:
+                receiver = self._receivers[where] = Receiver(where[0], multihop=where[1])
+                self._poll.register(receiver.sock, select.POLLIN)
+            except SocketError as error:
+                self._problems[where] = str(error)
+                self._open_again = now + _RETRY
+        if before != self._problems:
+            self._unreported.update(dict.fromkeys(self.sessions.members))
+
+
+def serve(descriptor: int, path: str, tag: str) -> None:
+    """Serve the owner whose socket is the descriptor, and those who come after it."""
+    Engine(socket.socket(fileno=descriptor), path, tag).run()

@@ -1,0 +1,100 @@
+"""BFD beside BGP (RFC 5882): which sessions the peers want, and what an operator sees of them.
+
+Rule: a BGP session comes up, and stays, without BFD (RFC 5882 section 4.1): only a neighbour that BFD has once
+reached can be found silent, so it may be set on one side first. BFD begins when BGP stands (FRR, which begins before,
+ends its own session when BFD was the faster one) and goes on as long as it reaches the peer, BGP or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bfd.orders import Status
+from bfd.session import Timing
+from bfd.sessions import Place, Wanted
+
+if TYPE_CHECKING:
+    from bgp.peer import Peer, PeerConfig
+
+DEFAULT_TIMING = Timing()
+
+
+@dataclass(frozen=True, slots=True)
+class Bfd:
+    """What a peer is told of BFD."""
+
+    timing: Timing = DEFAULT_TIMING
+    multihop: bool | None = None
+    """Over several hops (RFC 5883); None: as the BGP session is."""
+
+
+def wanted(peer: Peer) -> Wanted | None:
+    """The BFD session that there should be with a peer now."""
+    bfd = peer.config.bfd
+    if bfd is None or not peer.session.started:
+        return None
+    if peer.session.negotiated is None and (peer.bfd is None or not peer.bfd.up):
+        return None
+    return Wanted(_place(peer.config, bfd), bfd.timing)
+
+
+def ended(before: Status | None) -> Status | None:
+    """What is left to know of a session that there is no more."""
+    if before is None:
+        return None
+    return Status(
+        "waiting",
+        before.diag,
+        failures=before.failures,
+        ups=before.ups,
+        sent=before.sent,
+        received=before.received,
+        heard_at=before.heard_at,
+    )
+
+
+def _place(config: PeerConfig, bfd: Bfd) -> Place:
+    transport = config.transport
+    multihop = bfd.multihop
+    if multihop is None:
+        multihop = transport.multihop > 0 or transport.security_hops > 1
+    return Place(config.address, transport.local_address, multihop, transport.least_ttl if multihop else 0)
+
+
+def view(config: PeerConfig, status: Status | None, now: float) -> dict[str, Any] | None:
+    """For people, intervals in milliseconds and times as in bgp.views; None where the peer has no BFD."""
+    if config.bfd is None:
+        return None
+    status = status or Status("waiting")
+    place = _place(config, config.bfd)
+    shown: dict[str, Any] = {
+        "state": status.state,
+        "since": round(now - status.since, 1) if status.since is not None else None,
+        "diag": status.diag,
+        "remote_state": status.remote_state,
+        "remote_diag": status.remote_diag,
+        "problem": status.problem or None,
+        "failures": status.failures,
+        "multihop": place.multihop,
+        "local": status.local or None,
+        "interval": status.interval / 1000,
+        "remote_interval": status.remote_interval / 1000,
+        "detection": status.detection / 1000,
+        "timers": {
+            "ours": _timers(status.min_tx, status.min_rx, config.bfd.timing.multiplier),
+            "theirs": _timers(status.remote_min_tx, status.remote_min_rx, status.remote_multiplier),
+        },
+        "remote_independent": status.remote_independent,
+        "remote_demand": status.remote_demand,
+        "polling": status.polling,
+        "discriminators": [status.mine, status.yours],
+        "packets": {"sent": status.sent, "received": status.received},
+        "last_received": round(now - status.heard_at, 1) if status.heard_at is not None else None,
+    }
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def _timers(tx: int, rx: int, multiplier: int) -> str:
+    """ "100/100 ms x 3": what one side would send at, what it takes, and its multiplier."""
+    return f"{tx / 1000:g}/{rx / 1000:g} ms x {multiplier}"
