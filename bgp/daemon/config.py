@@ -21,7 +21,7 @@ from bgp.message import Attributes, Family, LocalError, nlri
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import Policy
 from bgp.ranges import PeerRange
-from bgp.transport import Transport
+from bgp.transport import NO_TCP_AO, Transport
 
 AS_MOST = (1 << 32) - 1
 DEFAULT_CONTROL = "/run/bgp.sock"
@@ -191,6 +191,10 @@ class _PeerReader:
         return self._policies[name]
 
     def _transport(self, table: Table, port: int) -> Transport:
+        for key in ("tcp-ao", "tcp-ao-key", "tcp-ao-keys", "tcp-ao-file"):
+            if table.has(key):
+                instead = "use password or password-file (TCP MD5), with ttl-security (GTSM) where the peer is near"
+                raise table.error(key, f"{NO_TCP_AO}; {instead}")
         password = table.take("password", str, "")
         file = table.take("password-file", str, "")
         if password and file:
