@@ -12,7 +12,7 @@ from bgp.fsm import State
 from bgp.message import Cease, ErrorCode, Notification
 from bgp.message.framing import frame
 from bgp.speaker import Speaker
-from tests.unit.test_bgp_speaker import V4, V6, Cluster
+from tests.unit.test_bgp_speaker import V4, V6, Cluster, prefix, prefix6
 
 
 def pair(seed: int = 0) -> Cluster:
@@ -82,9 +82,8 @@ def test_what_a_peer_withdrew_while_it_was_away_goes_with_its_end_of_rib() -> No
     cluster = pair()
     cluster.network.cut.add(frozenset("12"))
     cluster.network.run(20)
-    for family in (V4, V6):
-        for prefix in list(cluster.speakers[1].own._own[family]):
-            cluster.speakers[1].retract(family, prefix)
+    cluster.speakers[1].retract(V4, prefix(1))
+    cluster.speakers[1].retract(V6, prefix6(1))
     cluster.network.cut.clear()
     cluster.until(60, {2: {2}, 1: {2}})
 
