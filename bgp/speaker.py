@@ -329,7 +329,7 @@ class Speaker:
             peer.session.unread(direction, now)
 
     def bfd_down(self, name: str, now: float, why: str, *, independent: bool) -> None:
-        """BFD, which had reached a peer, does not any more (RFC 5882 section 3.2).
+        """BFD, which had reached a peer, does not any more: its session ends, its routes go (RFC 5882 section 3.2).
 
         `independent`: the peer's BFD does not share the fate of its control plane (the C bit). Only then does it end
         a graceful restart under way: it cannot be a part of it (section 4.3).
@@ -338,11 +338,14 @@ class Speaker:
         if peer is None:
             return
         peer.session.recorder.note(f"BFD down: {why}", now)
-        if peer.session.negotiated is not None:
+        stood = peer.session.negotiated is not None
+        if stood:
             peer.session.reset(now, Notification(ErrorCode.CEASE, Cease.BFD_DOWN))
-        elif peer.restart_ends is not None and independent:
-            self._restart_is_over(peer)
-        self._touched(peer, now)
+            self._touched(peer, now)
+        if stood or independent:
+            self._stale.forget(peer)
+            if peer.within is not None:
+                self._leaving[peer.name] = None
 
     def hold(self, name: str) -> None:
         """The peer does not read: it is told nothing new until `release`."""
