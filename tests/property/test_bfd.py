@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from hypothesis import given, settings
@@ -12,17 +13,20 @@ from bfd.session import GAP, Timing
 from tests.support.bfd import Two
 
 timings = st.builds(
-    Timing, st.sampled_from((10, 50, 100, 300, 2000)).map(lambda ms: ms * 1000), st.just(100_000), st.integers(1, 6)
-) | st.builds(Timing, st.just(100_000), st.integers(10_000, 3_000_000), st.integers(1, 6))
+    Timing,
+    st.sampled_from((50_000, 100_000, 300_000, 2_000_000)),
+    st.integers(50_000, 1_000_000),
+    st.integers(1, 6),
+)
 
 # What an end may be made to do: seconds to run, which ends stand still meanwhile, and a change afterwards.
 steps = st.lists(
     st.tuples(
-        st.floats(0.01, 3.0),
+        st.floats(0.01, 1.5),
         st.sampled_from(((), (), (), (0,), (1,), (0, 1))),
         st.none() | st.tuples(st.integers(0, 1), timings),
     ),
-    max_size=8,
+    max_size=5,
 )
 
 
@@ -57,7 +61,7 @@ def agreed(two: Two) -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(timings, timings, steps, st.integers(0, 999), st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.5))
 def test_whatever_happened_a_good_wire_makes_them_agree(
     first: Timing, second: Timing, steps: list, seed: int, loss: float, delay: float, repeated: float
@@ -68,16 +72,16 @@ def test_whatever_happened_a_good_wire_makes_them_agree(
         if change:
             two.retime(*change)
     two.wire = straight
-    longest = max(first.min_tx, second.min_tx, first.min_rx, second.min_rx, 3_000_000) / 1e6
-    two.run(two.now + 20 * longest * 6, done=lambda: agreed(two))
+    two.run(two.now + 3)  # what was late is over
+    two.run(two.now + 60, done=lambda: agreed(two))
     assert agreed(two)
     failures = [two.session(number).failures for number in (0, 1)]
-    two.run(two.now + 10 * longest)
+    two.run(two.now + 3)
     assert agreed(two)
     assert [two.session(number).failures for number in (0, 1)] == failures
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(timings, timings, steps, st.integers(0, 999), st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 0.5))
 def test_nobody_sends_more_than_was_agreed_on(
     first: Timing, second: Timing, steps: list, seed: int, loss: float, delay: float, repeated: float
@@ -90,7 +94,7 @@ def test_nobody_sends_more_than_was_agreed_on(
             two.retime(*change)
     for number in (0, 1):
         said = [(at, packet) for at, sender, packet in two.seen if sender == number]
-        for (before, last), (at, packet) in zip(said, said[1:], strict=False):
+        for (before, last), (at, packet) in pairwise(said):
             assert at - before >= GAP * 0.999
             news = packet._replace(poll=False, final=False) != last._replace(poll=False, final=False)
             if packet.state is not State.UP:
@@ -99,7 +103,7 @@ def test_nobody_sends_more_than_was_agreed_on(
                 assert news or packet.final or at - before >= 0.75 * 0.999 or packet.yours
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(timings, timings, st.integers(0, 999))
 def test_silence_is_found_in_time_and_never_before(first: Timing, second: Timing, seed: int) -> None:
     two = Two(first, second, seed=seed)
@@ -108,14 +112,15 @@ def test_silence_is_found_in_time_and_never_before(first: Timing, second: Timing
     assert [two.session(number).failures for number in (0, 1)] == [0, 0]
     two.wire = lambda sender, packet: []
     cut = two.now
+    two.run(cut + 0.002)  # what is under way
     expected = [two.session(number).heard_at + two.session(number).detection_time for number in (0, 1)]
     for number in (0, 1):
         two.run(cut + 60, done=lambda number=number: two.session(number).state is State.DOWN)
     for number in (0, 1):
         session = two.session(number)
         assert session.failures == 1
-        # The other one's Down is lost, so each finds out by itself; a packet of the last moment may be under way.
-        assert expected[number] - 1e-6 <= session.since <= expected[number] + 0.002
+        # The other one's Down is lost, so each finds out by itself.
+        assert abs(session.since - expected[number]) < 1e-6
 
 
 @settings(deadline=None, max_examples=60)

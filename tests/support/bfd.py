@@ -1,4 +1,4 @@
-"""Two BFD machines joined without sockets, under a time of the test's own; the wire between them may be as bad as asked.
+"""Two BFD machines joined without sockets, under a time of the test's own; the wire between them is as bad as asked.
 
 Rule: all that is in flight is a list here: a test sees each packet, and may lose, hold or repeat it.
 """
