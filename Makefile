@@ -51,7 +51,7 @@ bench: tools ## benchmarks, as tables with ratios (FLANNELD=/path adds its colum
 	@FLANNELD="$(FLANNELD)" $(PYTHON) -m tests.bench $(ARGS)
 
 .PHONY: test-vms
-test-vms: deb ## three virtual machines with Debian's kernel, as root (NETAGENT_ACCEL=tcg|kvm)
+test-vms: deb tools-interop ## three virtual machines with Debian's kernel, as root (NETAGENT_ACCEL=tcg|kvm)
 	@scripts/setup-vms
 	@JOBS=0 scripts/test vms -v $(ARGS)
 

@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from backends import options, peering
-from netagent.contract import Context, LeaseData, Options, Plan, Service, ServicePort
-from netagent.model import Address, Family, Finding, Hop, Lease, Link, NextHop, Object, Route, TunnelAttrs
+from netagent.contract import Context, Ip, LeaseData, Options, Plan, Port, Service, ServicePort
+from netagent.model import IPIP, SIT, Address, Family, Finding, Hop, Lease, Link, NextHop, Object, Route, TunnelAttrs
 
 OVERHEAD = 20  # the outer IPv4 header (RFC 2003)
 KIND: Mapping[Family, str] = {4: "ipip", 6: "sit"}
@@ -42,8 +42,8 @@ class IpipBackend:
     def options(self, raw: Mapping[str, Any]) -> Options:
         return Options(*options.parse(self.name, IpipOptions, raw))
 
-    def ports(self, options: IpipOptions) -> tuple[int, ...]:
-        return ()  # no ports: the guard of IP protocol 4 comes with the device
+    def ports(self, options: IpipOptions) -> tuple[Port, ...]:
+        return Ip(IPIP, 4), Ip(SIT, 6)
 
     def direct(self, options: IpipOptions) -> bool:
         return options.direct_routing

@@ -2,17 +2,22 @@
 
 Rule: everything is encoded once for the whole group. A peer is not told of a route that came from it; that is the
 only thing in which the members of a group differ, so each piece of a batch carries the source that must not get it.
+
+Where the members take several routes to a prefix (RFC 7911), what is told is kept by path (nlri.py) instead of by
+prefix, and each path is told, changed and taken back like a prefix of its own.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bgp.export import ExportSettings, export
+from bgp.decision import ranked, usable
+from bgp.export import ExportSettings, Several, export
+from bgp.identifiers import Identifiers
 from bgp.message import Attributes, Family, LocalError, encode_announcement, encode_withdrawal
 from bgp.rib import Chosen, Rib
-from bgp.route import Source
+from bgp.route import Route, Source
 
 _Told = tuple[Attributes, Source]
 Piece = tuple[Source, list[bytes]]
@@ -25,7 +30,7 @@ _CHUNK = 65536
 """Octets from which on the next message begins another chunk."""
 
 SLICE = 1000
-"""Prefixes of a snapshot that are encoded at once."""
+"""Paths of a snapshot that are encoded at once."""
 
 
 class _Chunk:
@@ -54,7 +59,7 @@ class Batch:
         changed: Iterable[list[bytes]] = (),
     ) -> None:
         self.changed = changed
-        """The prefixes that it is about, in lists."""
+        """The paths that it is about, in lists."""
         self._only = only or {}
         self._chunks: list[_Chunk] = []
         some: list[Piece] = []
@@ -93,7 +98,7 @@ class Snapshot:
         self._batches: list[Batch] = []
 
     def __len__(self) -> int:
-        """How many prefixes there are in all."""
+        """How many paths there are in all."""
         return len(self._prefixes)
 
     def batch(self, number: int) -> Batch | None:
@@ -113,8 +118,10 @@ class UpdateGroup:
         self.settings = settings
         self.members: dict[Source, None] = {}
         self.failures: dict[bytes, str] = {}
-        """Prefixes whose attributes do not fit into a message, and why: nobody is told of them."""
+        """Paths whose attributes do not fit into a message, and why: nobody is told of them."""
+        self.several = dict(settings.several)
         self._told: dict[Family, dict[bytes, _Told]] = {family: {} for family in settings.families}
+        self._offered: dict[Family, dict[bytes, tuple[bytes, ...]]] = {family: {} for family in self.several}
         self._snapshots: dict[Family, Snapshot] = {}
         self._unfilled: dict[Family, list[bytes]] = {}
         self._counts: dict[Family, Counter[Source]] = {}
@@ -123,19 +130,52 @@ class UpdateGroup:
         """Take in a table, by and by: for a new group, which has no members yet."""
         self._unfilled[rib.family] = list(rib.chosen)
 
-    def fill(self, ribs: Mapping[Family, Rib], most: int) -> int:
+    def fill(self, ribs: Mapping[Family, Rib], identifiers: Mapping[Family, Identifiers], most: int) -> int:
         """Take in so many prefixes of what is left; how many it were, 0 when the group is as it should be."""
         for family, left in self._unfilled.items():
             chosen = ribs[family].chosen
             some, left[-most:] = left[-most:], []
-            self.apply(family, {prefix: chosen[prefix] for prefix in some if prefix in chosen})
+            if family in self.several:
+                self.apply_several(ribs[family], identifiers[family], some)
+            else:
+                self.apply(family, {prefix: chosen[prefix] for prefix in some if prefix in chosen})
             if not left:
                 del self._unfilled[family]
             return max(len(some), 1)
         return 0
 
+    def apply_several(self, rib: Rib, identifiers: Identifiers, prefixes: Iterable[bytes]) -> Batch:
+        """Prefixes whose routes may have changed, as what the members are to be sent, who take several of each."""
+        offered = self._offered[rib.family]
+        changes: dict[bytes, Chosen] = {}
+        for prefix in prefixes:
+            candidates = rib.candidates(prefix)
+            given = identifiers.assign(prefix, candidates)
+            changes.update(dict.fromkeys(offered.pop(prefix, ()), ()))
+            paths = {prefix + given[route]: (route,) for route in self._choice(rib, prefix, candidates)}
+            if paths:
+                offered[prefix] = tuple(paths)
+                changes.update(paths)
+        return self.apply(rib.family, changes)
+
+    def _choice(self, rib: Rib, prefix: bytes, candidates: Sequence[Route]) -> Iterable[Route]:
+        several = self.several[rib.family]
+        if several == Several() or len(candidates) == 1:
+            return usable(candidates, rib.metric)
+        found: list[Route] = []
+        next_hops = set()
+        for route in ranked(candidates, rib.metric):
+            if several.most is not None and len(found) == several.most:
+                break
+            attributes = export(self.settings, rib.family, prefix, route)
+            if attributes is None or (several.by_next_hop and attributes.next_hop in next_hops):
+                continue  # counted are those that the members may have
+            next_hops.add(attributes.next_hop)
+            found.append(route)
+        return found
+
     def apply(self, family: Family, changes: Mapping[bytes, Chosen]) -> Batch:
-        """Changes of Loc-RIB, as what the members are to be sent."""
+        """Changes of Loc-RIB, or of each path where the members take several, as what they are to be sent."""
         told = self._told.get(family)
         if told is None:
             return Batch(())
@@ -168,13 +208,13 @@ class UpdateGroup:
         pieces: list[Piece] = []
         for source, prefixes in gone.items():
             if self._others(source):
-                pieces.append((source, encode_withdrawal(family, prefixes)))
+                pieces.append((source, encode_withdrawal(family, prefixes, settings.longest)))
         pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
         changed = (*gone.values(), *groups.values(), *only.values())
         if changed:
             self._snapshots.pop(family, None)
             self._counts.pop(family, None)
-        withdrawals = {source: encode_withdrawal(family, some) for source, some in only.items()}
+        withdrawals = {source: encode_withdrawal(family, some, settings.longest) for source, some in only.items()}
         return Batch(pieces, withdrawals, changed)
 
     def snapshot(self, family: Family) -> Snapshot:
@@ -185,7 +225,7 @@ class UpdateGroup:
         return snapshot
 
     def encode(self, family: Family, prefixes: Iterable[bytes]) -> Batch:
-        """The announcements of what is told of these prefixes."""
+        """The announcements of what is told of these paths."""
         told = self._told[family]
         groups: dict[_Told, list[bytes]] = {}
         for prefix in prefixes:
@@ -194,7 +234,7 @@ class UpdateGroup:
         return Batch(self._encode(family, groups))
 
     def about(self, family: Family, prefixes: Iterable[bytes], member: Source) -> list[bytes]:
-        """Messages that bring a member up to what is told of these prefixes, whatever it knows of them."""
+        """Messages that bring a member up to what is told of these paths, whatever it knows of them."""
         told = self._told[family]
         groups: dict[_Told, list[bytes]] = {}
         gone = []
@@ -204,34 +244,35 @@ class UpdateGroup:
                 gone.append(prefix)
             else:
                 groups.setdefault(what, []).append(prefix)
-        messages = encode_withdrawal(family, gone)
+        messages = encode_withdrawal(family, gone, self.settings.longest)
         for _, some in self._encode(family, groups):
             messages += some
         return messages
 
     def differing(self, family: Family, other: UpdateGroup) -> dict[bytes, None]:
-        """The prefixes of which this group and another tell differently."""
+        """The paths of which this group and another tell differently."""
         ours, theirs = self._told.get(family, {}), other._told.get(family, {})
         changed = dict.fromkeys(prefix for prefix, what in ours.items() if theirs.get(prefix) != what)
         return changed | dict.fromkeys(prefix for prefix in theirs if prefix not in ours)
 
-    def prefixes(self, family: Family) -> Iterable[bytes]:
+    def paths(self, family: Family) -> Iterable[bytes]:
         """All that something is told of."""
         return self._told.get(family, {})
 
     def advertised(self, family: Family, member: Source) -> Iterator[tuple[bytes, Attributes]]:
-        """What a member has been told."""
+        """What a member has been told, by path."""
         for prefix, (attributes, source) in self._told.get(family, {}).items():
             if source is not member and prefix not in self.failures:
                 yield prefix, attributes
 
     def has_told(self, family: Family, prefix: bytes, member: Source) -> bool:
         """Whether a member has been told of a prefix."""
-        told = self._told.get(family, {}).get(prefix)
-        return told is not None and told[1] is not member and prefix not in self.failures
+        told = self._told.get(family, {})
+        paths = self._offered[family].get(prefix, ()) if family in self.several else (prefix,)
+        return any(path in told and told[path][1] is not member and path not in self.failures for path in paths)
 
     def count(self, family: Family, member: Source) -> int:
-        """Of how many prefixes a member has been told."""
+        """Of how many paths a member has been told."""
         told = self._told.get(family, {})
         by_source = self._counts.get(family)
         if by_source is None:
@@ -245,14 +286,15 @@ class UpdateGroup:
             return False
         return len(self.members) > (source in self.members)
 
-    def _encode(self, family: Family, groups: Mapping[_Told, Iterable[bytes]]) -> Iterator[Piece]:
+    def _encode(self, family: Family, groups: Mapping[_Told, Sequence[bytes]]) -> Iterator[Piece]:
+        as4, longest = self.settings.as4, self.settings.longest
         for (attributes, source), prefixes in groups.items():
             try:
-                messages = encode_announcement(family, attributes, prefixes, as4=self.settings.as4)
+                messages = encode_announcement(family, attributes, prefixes, as4=as4, most=longest)
             except LocalError as error:
                 # RFC 4271 section 9.2: such a route is not announced; what was announced before is taken back.
                 self.failures.update(dict.fromkeys(prefixes, str(error)))
-                messages = encode_withdrawal(family, prefixes)
+                messages = encode_withdrawal(family, prefixes, longest)
             else:
                 if self.failures:
                     for prefix in prefixes:

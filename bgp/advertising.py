@@ -13,6 +13,7 @@ from itertools import islice
 
 from bgp.adj_rib_out import SLICE, Snapshot, UpdateGroup
 from bgp.export import ExportSettings
+from bgp.identifiers import Identifiers
 from bgp.message import Family, encode_end_of_rib
 from bgp.rib import Chosen, Rib
 from bgp.route import Source
@@ -51,6 +52,7 @@ class Advertising:
     def __init__(self, ribs: Mapping[Family, Rib], send: Send) -> None:
         self.groups: dict[ExportSettings, UpdateGroup] = {}
         self._ribs = ribs
+        self._identifiers = {family: Identifiers() for family in ribs}
         self._send = send
         self._group_of: dict[Source, UpdateGroup] = {}
         self._behind: dict[Source, _Behind] = {}
@@ -92,7 +94,7 @@ class Advertising:
         if old is None or old.settings == settings:
             return
         new = self._group(settings)
-        while new.fill(self._ribs, SLICE):
+        while new.fill(self._ribs, self._identifiers, SLICE):
             pass  # only a whole one can be compared
         behind = self._behind.get(member)
         if behind is None:
@@ -101,7 +103,7 @@ class Advertising:
         for family in settings.families:
             if family in behind.everything:
                 behind.ask(family)
-                behind.note(family, old.prefixes(family))  # it may know of what is not told here
+                behind.note(family, old.paths(family))  # it may know of what is not told here
             else:
                 behind.note(family, new.differing(family, old))
         self._group_of[member] = new
@@ -113,18 +115,34 @@ class Advertising:
             group = self.groups[settings] = UpdateGroup(settings)
             for family in settings.families:
                 group.begin(self._ribs[family])
+            self._watch()
         return group
 
     def _drop_if_empty(self, group: UpdateGroup) -> None:
         if group not in self._group_of.values():
             del self.groups[group.settings]
+            self._watch()
+
+    def _watch(self) -> None:
+        """Have the tables say which prefixes were decided, where somebody takes several routes of each."""
+        for family, rib in self._ribs.items():
+            several = any(family in group.several for group in self.groups.values())
+            rib.watch(several)
+            if not several:
+                self._identifiers[family].clear()
 
     # ------------------------------------------------------------------------------------------------------ telling
 
-    def tell(self, family: Family, changes: Mapping[bytes, Chosen]) -> None:
-        """Loc-RIB has changed: all groups and their members are told; of those who are behind it is noted."""
+    def tell(self, family: Family, changes: Mapping[bytes, Chosen], decided: Iterable[bytes]) -> None:
+        """Loc-RIB has changed: all groups and their members are told; of those who are behind it is noted.
+
+        `decided` are the prefixes with a route that may be another one now, chosen or not (Rib.take_decided).
+        """
         for group in self.groups.values():
-            batch = group.apply(family, changes)
+            if family in group.several:
+                batch = group.apply_several(self._ribs[family], self._identifiers[family], decided)
+            else:
+                batch = group.apply(family, changes)
             for member in group.members:
                 for data, count in batch.octets(member):
                     self._send(member, data, count)
@@ -165,7 +183,7 @@ class Advertising:
             self._behind.setdefault(member, _Behind(())).ask(family)
         self._asked.clear()
         for group in self.groups.values():
-            while most > 0 and (filled := group.fill(self._ribs, most)):
+            while most > 0 and (filled := group.fill(self._ribs, self._identifiers, most)):
                 most -= filled
         for member, behind in list(self._behind.items()):
             if behind.held:

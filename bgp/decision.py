@@ -6,7 +6,7 @@ of one neighbouring AS, so the steps up to it must come before those that look a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bgp.route import Kind, Route
 
@@ -24,7 +24,7 @@ def decide(routes: Sequence[Route], metric: Metric, paths: int = 1) -> tuple[Rou
     if len(routes) == 1:
         only = routes[0]
         return () if only.rejected or not _reachable(only, metric) else (only,)
-    able = [route for route in routes if not route.rejected and _reachable(route, metric)]
+    able = usable(routes, metric)
     if len(able) < 2:
         return tuple(able)
     able = _least_med(_minimal(able, _preference))
@@ -39,6 +39,20 @@ def decide(routes: Sequence[Route], metric: Metric, paths: int = 1) -> tuple[Rou
             ways.add(route.attributes.next_hop)
             chosen.append(route)
     return tuple(chosen)
+
+
+def usable(routes: Iterable[Route], metric: Metric) -> list[Route]:
+    """Those that take part in the choice."""
+    return [route for route in routes if not route.rejected and _reachable(route, metric)]
+
+
+def ranked(routes: Iterable[Route], metric: Metric) -> Iterator[Route]:
+    """The usable ones, each the best of those that are left: MED allows no other order."""
+    left = usable(routes, metric)
+    while left:
+        best = decide(left, metric)[0]
+        left.remove(best)
+        yield best
 
 
 def why(best: Route, other: Route, metric: Metric) -> str:
@@ -59,7 +73,10 @@ def why(best: Route, other: Route, metric: Metric) -> str:
         return "lower metric to the next hop"
     ours, theirs = _tie(best), _tie(other)
     for name, mine, its in zip(
-        ("lower router id", "shorter cluster list", "lower peer address"), ours, theirs, strict=True
+        ("lower router id", "shorter cluster list", "lower peer address", "lower path identifier"),
+        ours,
+        theirs,
+        strict=True,
     ):
         if mine != its:
             return name
@@ -111,11 +128,15 @@ def _distance(route: Route, metric: Metric) -> tuple[bool, int]:
     return route.source.kind is not Kind.EXTERNAL, metric(route.attributes.next_hop) or 0
 
 
-def _tie(route: Route) -> tuple[bytes, int, bytes]:
-    """RFC 4456 section 9: ORIGINATOR_ID stands for the router id; then the shorter CLUSTER_LIST."""
+def _tie(route: Route) -> tuple[bytes, int, bytes, bytes]:
+    """RFC 4456 section 9: ORIGINATOR_ID stands for the router id; then the shorter CLUSTER_LIST.
+
+    Two that one source gives are told apart by their identifiers in the end, lest their order counts.
+    """
     attributes = route.attributes
     return (
         attributes.originator_id or route.source.identifier,
         len(attributes.cluster_list),
         route.source.address,
+        route.identifier,
     )

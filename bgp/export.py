@@ -10,9 +10,19 @@ from dataclasses import dataclass
 
 from bgp.decision import DEFAULT_LOCAL_PREF
 from bgp.message import Attributes, Family
-from bgp.message.codes import WellKnownCommunity
+from bgp.message.codes import MAX_MESSAGE_SIZE, WellKnownCommunity
 from bgp.policy import Policy
 from bgp.route import Kind, Route
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Which of the routes to a prefix a peer is told of, where it takes several (RFC 7911)."""
+
+    most: int | None = None
+    """The best so many; None: all that can be used."""
+    by_next_hop: bool = False
+    """Of those with the same next hop only the best: others are no further way for anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,12 @@ class ExportSettings:
     """None means what is usual: towards another AS yes, within our own no."""
     policy: Policy | None = None
     """None: what we originate and what we reflect."""
+    several: tuple[tuple[Family, Several], ...] = ()
+    """The families in which the peers take several routes to a prefix."""
+    extended: bool = False
+    """Whether they take a next hop of IPv6 for IPv4 (RFC 8950)."""
+    longest: int = MAX_MESSAGE_SIZE
+    """The longest message that they take (RFC 8654)."""
 
 
 def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route) -> Attributes | None:
@@ -43,13 +59,16 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
     base = _to_external(settings, route) if settings.kind is Kind.EXTERNAL else _to_internal(settings, route)
     by_way_of_us = settings.kind is Kind.EXTERNAL if settings.next_hop_self is None else settings.next_hop_self
     if by_way_of_us or not attributes.next_hop:
-        base = base._replace(next_hop=dict(settings.addresses).get(family, b""))
+        addresses = dict(settings.addresses)
+        ours = addresses.get(family) or (addresses.get(Family.IPV6, b"") if settings.extended else b"")
+        base = base._replace(next_hop=ours)
     own = route.source.kind is Kind.LOCAL
     changed = settings.policy.apply(family, prefix, attributes, base, own=own) if settings.policy else base
-    # A next hop that is not of the family cannot be encoded: we have no address there.
-    if changed is None or not changed.next_hop or (len(changed.next_hop) == 4) != (family is Family.IPV4):
+    if changed is None or not changed.next_hop:
         return None
-    return changed
+    if (len(changed.next_hop) == 4) == (family is Family.IPV4) or (settings.extended and family is Family.IPV4):
+        return changed
+    return None  # a next hop that is not of the family cannot be encoded: we have no address there
 
 
 def _may_go(kind: Kind, route: Route) -> bool:

@@ -34,7 +34,7 @@ class Judging:
                 self._left[peer.source, family] = list(received)
 
     def step(self, most: int) -> None:
-        """Judge so many prefixes of what is left."""
+        """Judge so many paths of what is left."""
         while self._left and most > 0:
             source, family = key = next(iter(self._left))
             some, rest = self._left[key][:most], self._left[key][most:]
@@ -47,20 +47,19 @@ class Judging:
             if peer is None:
                 continue
             received = self._ribs[family].received(source)
-            for prefix in some:
-                if route := received.get(prefix):
-                    self._judge(peer, family, prefix, route.received)
+            for path in some:
+                if route := received.get(path):
+                    self._judge(peer, family, path, route.received)
 
-    def own_changed(self, family: Family, prefix: bytes, guard: bool) -> None:
-        """A prefix is ours, or is not any more; with `guard` all inside it too. What peers said of it, at once."""
-        rib = self._ribs[family]
-        for source, inside, route in list(rib.within(prefix) if guard else rib.at(prefix)):
+    def own_changed(self, family: Family, prefix: bytes) -> None:
+        """A prefix is ours alone, or is not any more. What peers said of it and of all inside it, at once."""
+        for source, path, route in list(self._ribs[family].within(prefix)):
             if peer := self._peers.get(source):
-                self._judge(peer, family, inside, route.received)
+                self._judge(peer, family, path, route.received)
 
-    def _judge(self, peer: Peer, family: Family, prefix: bytes, received: Attributes) -> None:
+    def _judge(self, peer: Peer, family: Family, path: bytes, received: Attributes) -> None:
         rib = self._ribs[family]
-        before = rib.received(peer.source)[prefix]
-        for some, attributes, rejected in peer.judge(family, [prefix], received):
+        before = rib.received(peer.source)[path]
+        for some, attributes, rejected in peer.judge(family, [path], received):
             if (attributes, rejected) != (before.attributes, before.rejected):
                 rib.replace(peer.source, some[0], attributes, rejected)

@@ -28,6 +28,9 @@ from bgp.message.framing import cut
 
 KEPT = 64
 """UPDATEs kept of a peer, and as many of everything else."""
+_LONG = 4096
+_MOST_OCTETS = KEPT * _LONG
+"""Of longer messages (RFC 8654) so few are kept that the rest stays below this."""
 _OF_ONE_SEND = 8
 _PREFIXES_SHOWN = 20
 
@@ -39,6 +42,9 @@ class Context:
     families: tuple[Family, ...] = tuple(Family)
     as4: bool = True
     internal: bool = True
+    several_in: frozenset[Family] = frozenset()
+    several_out: frozenset[Family] = frozenset()
+    extended_next_hop: bool = False
 
 
 _Entry = tuple[int, float, bool, int, bytes, Context]
@@ -63,6 +69,8 @@ class Recorder:
         self.received[kind] += 1
         self.last_received = now
         if kind == MessageType.UPDATE:
+            if len(body) > _LONG:
+                self._make_room(len(body))
             self._number += 1
             self._updates.append((self._number, now, False, kind, body, self.context))
         elif kind != MessageType.KEEPALIVE:
@@ -74,10 +82,16 @@ class Recorder:
         self.sent[kind] += count
         if kind == MessageType.UPDATE:
             for _, body in cut(data, _OF_ONE_SEND):
+                if len(body) > _LONG:
+                    self._make_room(len(body))
                 self._number += 1
                 self._updates.append((self._number, now, True, kind, body, self.context))
         elif kind != MessageType.KEEPALIVE:
             self._add(True, kind, data[19:], now)
+
+    def _make_room(self, size: int) -> None:
+        while self._updates and size + sum(len(entry[4]) for entry in self._updates) > _MOST_OCTETS:
+            self._updates.popleft()
 
     def note(self, text: str, now: float) -> None:
         """Something happened to the session."""
@@ -85,7 +99,7 @@ class Recorder:
 
     def _add(self, sent: bool, kind: int, body: bytes, now: float) -> None:
         self._number += 1
-        self._others.append((self._number, now, sent, kind, body, self.context))
+        self._others.append((self._number, now, sent, kind, body[:_LONG], self.context))
 
     def entries(self, now: float) -> list[dict[str, Any]]:
         """What is kept, the oldest first, decoded; `ago` in seconds."""
@@ -102,13 +116,13 @@ def _shown(sent: bool, kind: int, body: bytes, context: Context) -> dict[str, An
         return {"event": body.decode()}
     shown: dict[str, Any] = {"sent" if sent else "received": MessageType(kind).name}
     try:
-        shown |= _READERS[kind](body, context)
+        shown |= _READERS[kind](body, context, sent)
     except RemoteError as error:
         shown |= {"malformed": str(error), "octets": body.hex()}
     return shown
 
 
-def _open(body: bytes, context: Context) -> dict[str, Any]:
+def _open(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
     message = decode_open(body)
     return {
         "asn": message.asn,
@@ -118,9 +132,11 @@ def _open(body: bytes, context: Context) -> dict[str, Any]:
     }
 
 
-def _update(body: bytes, context: Context) -> dict[str, Any]:
-    decoder = AttributeDecoder(as4=context.as4, internal=context.internal)
-    return describe_update(UpdateDecoder(context.families, decoder).decode(body))
+def _update(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
+    attributes = AttributeDecoder(as4=context.as4, internal=context.internal)
+    identified = context.several_out if sent else context.several_in
+    decoder = UpdateDecoder(context.families, attributes, identified=identified, extended=context.extended_next_hop)
+    return describe_update(decoder.decode(body))
 
 
 def describe_update(update: Update) -> dict[str, Any]:
@@ -139,23 +155,28 @@ def describe_update(update: Update) -> dict[str, Any]:
     return shown
 
 
-def _prefixes(prefixes: list[tuple[Family, bytes]]) -> list[str]:
-    shown = [nlri.text(family, prefix) for family, prefix in prefixes[:_PREFIXES_SHOWN]]
-    more = len(prefixes) - len(shown)
+def _prefixes(paths: list[tuple[Family, bytes]]) -> list[str]:
+    shown = [_path(family, path) for family, path in paths[:_PREFIXES_SHOWN]]
+    more = len(paths) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
 
 
-def _notification(body: bytes, context: Context) -> dict[str, Any]:
+def _path(family: Family, path: bytes) -> str:
+    number = nlri.identifier_number(nlri.cut(family, path)[1])
+    return nlri.text(family, path) if number is None else f"{nlri.text(family, path)} path {number}"
+
+
+def _notification(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
     message = decode_notification(body)
     return {"reason": str(message), "data": message.data.hex()}
 
 
-def _refresh(body: bytes, context: Context) -> dict[str, Any]:
+def _refresh(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
     family = decode_route_refresh(body)
     return {"family": family.name if family else "unknown"}
 
 
-_READERS: dict[int, Callable[[bytes, Context], dict[str, Any]]] = {
+_READERS: dict[int, Callable[[bytes, Context, bool], dict[str, Any]]] = {
     MessageType.OPEN: _open,
     MessageType.UPDATE: _update,
     MessageType.NOTIFICATION: _notification,

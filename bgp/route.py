@@ -45,10 +45,19 @@ class Source:
 class Route:
     """A prefix's attributes as one source gave them; the prefix is the key of the tables that hold it."""
 
-    __slots__ = ("attributes", "received", "rejected", "source")
+    __slots__ = ("attributes", "identifier", "received", "rejected", "source")
 
-    def __init__(self, source: Source, attributes: Attributes, received: Attributes, rejected: str = "") -> None:
+    def __init__(
+        self,
+        source: Source,
+        attributes: Attributes,
+        received: Attributes,
+        rejected: str = "",
+        identifier: bytes = b"",
+    ) -> None:
         self.source = source
+        self.identifier = identifier
+        """By which the source tells its routes to the prefix apart (RFC 7911): 4 octets, or none."""
         self.attributes = attributes
         """After import policy: what counts."""
         self.received = received

@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from bgp import bfd
+from bgp.connection import Negotiated
 from bgp.decision import why
 from bgp.fsm import State
-from bgp.message import Family, LocalError, MessageType, nlri
+from bgp.message import AddPath, Family, LocalError, MessageType, nlri
 from bgp.message.attributes import describe
+from bgp.message.codes import MAX_MESSAGE_SIZE
 from bgp.peer import Peer
 from bgp.policy import PrefixRange
 from bgp.rib import Rib
 from bgp.route import Kind, Route
+from bgp.silence import why_down
 from bgp.speaker import Speaker
 
 _COUNTED = tuple((kind.name.lower(), kind.value) for kind in MessageType)
@@ -81,6 +84,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
     session, config, recorder = peer.session, peer.config, peer.session.recorder
     negotiated = session.negotiated
     timers = session.timers()
+    dropped = speaker.dropped().since(peer.dropped_before)
     shown: dict[str, Any] = {
         "name": peer.name,
         "address": nlri.address_text(config.address),
@@ -96,7 +100,9 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "timers": {name: round(at - now, 1) for name, at in timers.items() if at is not None},
         "last_received": _ago(recorder.last_received, now),
         "flaps": peer.flaps,
-        "why_down": _why_down(peer) if negotiated is None else None,
+        "why_down": why_down(peer, dropped) if negotiated is None else None,
+        "unanswered": session.unanswered or None,
+        "dropped_here": dropped._asdict() if negotiated is None and any(dropped) else None,
         "last_down": session.last_down.reason if session.last_down else None,
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
         "bfd": bfd.view(config, peer.bfd, now),
@@ -108,6 +114,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         }
         if negotiated
         else None,
+        **(_agreed(negotiated) if negotiated else {}),
         "messages": {
             "received": {name: recorder.received[kind] for name, kind in _COUNTED},
             "sent": {name: recorder.sent[kind] for name, kind in _COUNTED},
@@ -121,6 +128,20 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
     return {name: value for name, value in shown.items() if value is not None}
 
 
+def _agreed(negotiated: Negotiated) -> dict[str, Any]:
+    """What this session has beyond BGP-4: families with several routes to a prefix, next hops of IPv6."""
+    ways = {
+        family: (AddPath.RECEIVE if family in negotiated.several_in else AddPath(0))
+        | (AddPath.SEND if family in negotiated.several_out else AddPath(0))
+        for family in negotiated.families
+    }
+    return {
+        "add_path": {family_name(family): way.describe() for family, way in ways.items() if way} or None,
+        "extended_next_hop": negotiated.extended_next_hop or None,
+        "longest_message": negotiated.longest_out if negotiated.longest_out > MAX_MESSAGE_SIZE else None,
+    }
+
+
 def _prefixes(speaker: Speaker, peer: Peer, rib: Rib, best: dict[Family, Counter[str]]) -> dict[str, int]:
     received = rib.received(peer.source)
     group = speaker.advertising.group_of(peer.source)
@@ -131,17 +152,6 @@ def _prefixes(speaker: Speaker, peer: Peer, rib: Rib, best: dict[Family, Counter
         "stale": rib.stale(peer.source),
         "advertised": group.count(rib.family, peer.source) if group else 0,
     }
-
-
-def _why_down(peer: Peer) -> str:
-    session = peer.session
-    if not session.started and peer.config.shutdown is not None:
-        return f"shut down here: {peer.config.shutdown}" if peer.config.shutdown else "shut down here"
-    if session.last_failure is not None:
-        return session.last_failure.reason
-    if not session.started:
-        return "shut down here"
-    return "waits for the peer to connect" if session.settings.passive else "connects"
 
 
 def _next_retry(timers: dict[str, float | None], now: float) -> float | None:
@@ -219,12 +229,19 @@ def _candidate(rib: Rib, prefix: bytes, route: Route, chosen: tuple[Route, ...],
         reason = route.rejected or f"the best has: {why(best, route, rib.metric)}"
     return {
         "from": route.source.name,
+        **_identifier(route.identifier),
         "kind": route.source.kind.value,
         "best": route is best,
         "used": route in chosen,
+        "stale": rib.is_stale(route.source, prefix + route.identifier),
         "why": reason,
         **_attributes(rib, route),
     }
+
+
+def _identifier(identifier: bytes) -> dict[str, Any]:
+    """By which the sender tells its routes to a prefix apart; nothing where it does not."""
+    return {"path_id": nlri.identifier_number(identifier)} if identifier else {}
 
 
 def _attributes(rib: Rib, route: Route) -> dict[str, Any]:
@@ -245,12 +262,15 @@ def received(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
     """Adj-RIB-In of a peer: what it has said, what policy made of it, and why it is not used where it is not."""
     peer = find(speaker, name)
     for family, rib in speaker.ribs.items():
-        for prefix, route in list(rib.received(peer.source).items()):
-            chosen = rib.chosen.get(prefix, ())
+        for path, route in list(rib.received(peer.source).items()):
+            chosen = rib.chosen.get(nlri.prefix_of(family, path), ())
             shown = {
-                "prefix": nlri.text(family, prefix),
+                "prefix": nlri.text(family, path),
+                **_identifier(route.identifier),
                 "accepted": not route.rejected,
                 "best": bool(chosen) and chosen[0] is route,
+                "stale": rib.is_stale(peer.source, path),
+                "used": route in chosen,
                 **describe(route.received),
             }
             if route.rejected:
@@ -267,8 +287,9 @@ def advertised(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
     if group is None:
         return
     for family in group.settings.families:
-        for prefix, attributes in list(group.advertised(family, peer.source)):
-            yield {"prefix": nlri.text(family, prefix), **describe(attributes)}
+        for path, attributes in list(group.advertised(family, peer.source)):
+            identifier = _identifier(nlri.cut(family, path)[1])
+            yield {"prefix": nlri.text(family, path), **identifier, **describe(attributes)}
 
 
 def log(speaker: Speaker, name: str, now: float) -> list[dict[str, Any]]:

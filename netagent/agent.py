@@ -204,7 +204,7 @@ class Agent:
                 self._replan(peers=False)
             await self.reconciler.settled()
             prefixes = [prefix for prefix in (network.v4, network.v6) if prefix is not None]
-            self.note("host", self.host.findings(prefixes, composer.ports))
+            self.note("host", self.host.findings(prefixes, composer.inbound))
         except KernelError as error:
             log.warning("the firewalls of this host cannot be read: %s", error)
         # Not every setting tells when it is changed.

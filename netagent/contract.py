@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
-from netagent.model import Facts, Finding, Lease, Network, Node, NodeRecord, Object
+from netagent.model import Facts, Family, Finding, Lease, Network, Node, NodeRecord, Object
 
 # Ranks: where two owners want one key with different contents the lower rank wins.
 RANK_BASE = 0
@@ -59,6 +59,17 @@ class Udp(NamedTuple):
     port: int
 
 
+class Ip(NamedTuple):
+    """An IP protocol without ports, among those: inner packets of `family` come as `protocol` inside IPv4."""
+
+    protocol: int
+    family: Family
+
+
+Port: TypeAlias = int | Tcp | Udp | Ip
+"""One of `Backend.ports`. Never in a set: equal numbers would be equal, whatever they are of."""
+
+
 # What a service's task is cancelled with when the backend is no longer wanted, and `Service.stop` follows.
 STOPPING = "stopping"
 
@@ -80,8 +91,9 @@ class Backend(Protocol):
         """Options of `Backend` in the network's configuration, keys in any case. ConfigError on a bad value."""
         ...
 
-    def ports(self, options: Any) -> tuple[int | Tcp | Udp, ...]:
-        """UDP ports (numbers, and Udp) and TCP ports (Tcp) that peers must be able to reach, and nobody else may."""
+    def ports(self, options: Any) -> tuple[Port, ...]:
+        """UDP ports (numbers, and Udp) and TCP ports (Tcp) that peers must be able to reach, and nobody else may; and
+        IP protocols (Ip) that must come through: who may send those is a matter of the device."""
         ...
 
     def direct(self, options: Any) -> bool:

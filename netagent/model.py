@@ -39,6 +39,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 # --------------------------------------------------------------------------------------- cluster records
 
 
+# IP protocol numbers (IANA).
+IPIP, TCP, UDP, SIT = 4, 6, 17, 41
+
+
+class Inbound(NamedTuple):
+    """What peers send to this host: packets of an IP protocol, to a port where it has ports (0: it has none)."""
+
+    protocol: int
+    port: int = 0
+
+
 class Backend(msgspec.Struct, frozen=True):
     """`Backend` of the network's configuration: a type and its options, keys as the operator wrote them."""
 

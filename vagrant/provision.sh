@@ -29,6 +29,12 @@ if [[ $ROLE == router ]]; then
     printf 'net.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n' >/etc/sysctl.d/50-router.conf
     sysctl --quiet --load=/etc/sysctl.d/50-router.conf
 fi
+conf=/etc/systemd/networkd.conf.d/netagent.conf
+if [[ $ROLE == node && ! -e $conf ]]; then # or it would take routes away that are not its own
+    mkdir -p "${conf%/*}"
+    printf '[Network]\nManageForeignRoutes=no\n' >$conf
+    ! systemctl is-active --quiet systemd-networkd || systemctl restart systemd-networkd
+fi
 systemctl enable --quiet systemd-networkd
 if systemctl is-active --quiet systemd-networkd; then
     networkctl reload
@@ -50,6 +56,26 @@ for leg in $LEGS; do
 done
 
 case $ROLE in
+    router)
+        # A BGP speaker for the racks that want one: each rack is an AS of its own, 65001 and on, and it hears every node
+        # that asks. Where no node does it has nothing to say.
+        command -v bird >/dev/null || { apt-get update -qq && apt-get install -qq -y bird2; }
+        {
+            printf 'router id %s;\nprotocol device {}\n' "${LEGS%%/*}"
+            for family in ipv4 ipv6; do
+                printf 'protocol kernel { %s { import none; export where source = RTS_BGP; }; }\n' "$family"
+            done
+            printf 'template bgp node { local as 65100; ipv4 { import all; export all; }; ipv6 { import all; export all; }; }\n'
+            as=65000
+            for prefix in $PREFIXES; do
+                [[ $prefix != *:* ]] || continue
+                as=$((as + 1))
+                printf 'protocol bgp as%d from node { neighbor range %s as %d; dynamic name "as%d_"; }\n' $as "$prefix" $as $as
+            done
+        } >/etc/bird/bird.conf
+        systemctl enable --quiet bird
+        systemctl restart bird
+        ;;
     etcd)
         command -v etcd >/dev/null || { apt-get update -qq && apt-get install -qq -y etcd-server etcd-client; }
         printf 'ETCD_LISTEN_CLIENT_URLS=http://%s:2379,http://127.0.0.1:2379\nETCD_ADVERTISE_CLIENT_URLS=http://%s:2379\n' \
@@ -66,9 +92,10 @@ case $ROLE in
         cat >/etc/netagent/netagent.toml <<END
 etcd_endpoints = ["http://$ETCD:2379"]
 iface_can_reach = "$ETCD"
+labels = ["rack=$RACK"]
 END
         dpkg --install --force-confold /tmp/netagent.deb 2>/tmp/dpkg.log ||
-            { apt-get update -qq && apt-get install -qq -y --fix-broken; }
+            { apt-get update -qq && apt-get install -qq -y --fix-broken; } || { cat /tmp/dpkg.log >&2; exit 1; }
         systemctl enable --quiet netagent
         systemctl restart --no-block netagent
         await 900 "the subnet" test -s /run/netagent/subnet.env

@@ -19,7 +19,7 @@ from backends.bgp.options import BgpOptions
 from backends.ipip import KIND, IpipBackend
 from backends.vxlan import DEFAULT_PORT as VXLAN_PORT
 from backends.vxlan import VxlanBackend
-from netagent.contract import Context, LeaseData, Options, Plan, ServicePort, Tcp, Udp
+from netagent.contract import Context, LeaseData, Options, Plan, Port, ServicePort, Tcp, Udp
 from netagent.model import Family, Finding, Lease, Link, NftElement
 
 if TYPE_CHECKING:
@@ -37,9 +37,11 @@ class Bgp:
     def options(self, raw: Mapping[str, Any]) -> Options:
         return options.parse(raw)
 
-    def ports(self, options: BgpOptions) -> tuple[int | Tcp | Udp, ...]:
-        bfd = tuple(Udp(port) for port in options.bfd_ports)
-        return (Tcp(options.port), *bfd, *((options.vxlan_port or VXLAN_PORT,) if options.tunnel == "vxlan" else ()))
+    def ports(self, options: BgpOptions) -> tuple[Port, ...]:
+        own: tuple[Port, ...] = (Tcp(options.port), *(Udp(port) for port in options.bfd_ports))
+        if options.tunnel == "vxlan":
+            return (*own, options.vxlan_port or VXLAN_PORT)
+        return (*own, *IpipBackend().ports(options.ipip)) if options.tunnel else own
 
     def direct(self, options: BgpOptions) -> bool:
         routers = options.routers or any(rule.routers for rule in options.nodes)

@@ -10,6 +10,7 @@ address, so a lease that ended takes no way away. IP in IP needs only the node's
 from __future__ import annotations
 
 import ipaddress
+from binascii import crc32
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,10 +18,21 @@ from backends import ipip
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions
 from backends.vxlan import device, link_local, vtep_mac
+from bgp.message.nlri import parse_address
 from netagent.contract import Context
 from netagent.model import Family, FdbEntry, Hop, Link, Neighbour, NextHop, Object, Route, TunnelAttrs, family_of
 
 DIRECT, TUNNEL = 0, 1  # what a way costs: without the tunnel is better
+
+
+def metric(dst: str) -> int:
+    """The metric of an IPv4 route, 256 to 511: any number will do, if it is another one for other prefixes.
+
+    Linux finds the gateways that it knows already by device, protocol and metric, and not by their address
+    (fib_info_hashfn in net/ipv4/fib_semantics.c): thousands of gateways behind one device and metric are one list,
+    walked for each new route. It follows from the prefix alone, so that a route that goes another way is replaced.
+    """
+    return 256 + (crc32(dst.encode()) & 255) if "." in dst else 0
 
 
 class Way(NamedTuple):
@@ -33,6 +45,14 @@ class Way(NamedTuple):
     @property
     def metric(self) -> int | None:
         return None if self.hop is None else TUNNEL if self.member else DIRECT
+
+
+def _is_host(address: str) -> bool:
+    if ":" not in address:  # there may be many
+        first = int(address.partition(".")[0])
+        return 0 < first < 224 and first != 127
+    known = ipaddress.ip_address(address)
+    return not (known.is_multicast or known.is_loopback or known.is_unspecified or known.is_reserved)
 
 
 class Ways:
@@ -52,7 +72,8 @@ class Ways:
             if address is not None and member.id
         }
         networks = (context.network.v4, context.network.v6)
-        self._inside = [ipaddress.ip_network(prefix) for prefix in networks if prefix is not None]
+        inside = [ipaddress.ip_network(prefix) for prefix in networks if prefix is not None]
+        self._inside = {net.version: (int(net.network_address), int(net.netmask)) for net in inside}
         self._taken = {route.dst for route in context.facts.routes}
         self._known: dict[str, Way] = {}
 
@@ -69,10 +90,10 @@ class Ways:
         return any(self.to(next_hop) != way for next_hop, way in before._known.items())
 
     def _find(self, next_hop: str) -> Way:
-        address = ipaddress.ip_address(next_hop)
-        if any(address.version == net.version and address in net for net in self._inside):
+        network, mask = self._inside.get(family_of(next_hop), (1, 0))
+        if int.from_bytes(parse_address(next_hop), "big") & mask == network:
             return Way(problem=f"next hop {next_hop} is inside the containers' network")
-        if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_reserved:
+        if not _is_host(next_hop):
             return Way(problem=f"next hop {next_hop} is no address of a host")
         member = self._behind.get(next_hop, "")
         dev = self.context.facts.on_link(next_hop)
@@ -131,15 +152,22 @@ class Ways:
 
     # ------------------------------------------------------------------------------------------- routes
 
+    def _towards(self, dst: str, next_hop: str) -> Way:
+        """IPv4 may have a next hop of IPv6 (RFC 8950); in a tunnel each family has its own."""
+        way = self.to(next_hop)
+        if way.member and family_of(dst) != family_of(next_hop):
+            return Way(problem=f"next hop {next_hop} is behind the tunnel for IPv{family_of(next_hop)}")
+        return way
+
     def route(self, dst: str, next_hops: Sequence[str]) -> tuple[Route | None, str]:
         """The route to install, or None and why not. Next hops that cannot be reached are left out."""
         if dst in self._taken:
             return None, "the host has a route of its own to that prefix"
-        ways = [self.to(next_hop) for next_hop in next_hops]
+        ways = [self._towards(dst, next_hop) for next_hop in next_hops]
         usable = list(dict.fromkeys(way for way in ways if way.hop is not None))
         if not usable:
             return None, next((way.problem for way in ways), "it has no next hop")
         hops = sorted(way.hop for way in usable if way.hop is not None)
         if len(hops) == 1 and usable[0].member and self._nexthops and (gateway := hops[0].gateway) is not None:
-            return Route(dst, nexthop=(hops[0].dev, gateway)), ""
-        return Route(dst, tuple(hops)), ""
+            return Route(dst, nexthop=(hops[0].dev, gateway), metric=metric(dst)), ""
+        return Route(dst, tuple(hops), metric=metric(dst)), ""

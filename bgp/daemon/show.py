@@ -81,17 +81,27 @@ def _routes(items: Iterable[Any]) -> Iterator[str]:
         yield entry["prefix"]
         for route in entry["routes"]:
             mark = "*" if route["best"] else "+" if route["used"] else " "
-            yield f"  {mark} from {route['from']}: {_attributes(route)}  ({route['why']})"
+            origin = f"{route['from']}{_path(route)}"
+            yield f"  {mark} from {origin}: {_attributes(route)}  ({route['why']}){_stale(route)}"
         if entry["advertised_to"]:
             yield f"    told to {', '.join(entry['advertised_to'])}"
 
 
 def _table_of_routes(items: Iterable[Any]) -> Iterator[str]:
     for route in items:
-        mark = "*" if route.get("best") else " "
+        mark = "*" if route.get("best") else "+" if route.get("used") else " "
         rejected = f"  (not used: {route['rejected']})" if "rejected" in route else ""
         changed = f"  (policy made it: {_attributes(route['after_policy'])})" if "after_policy" in route else ""
-        yield f"{mark} {route['prefix']} {_attributes(route)}{rejected}{changed}"
+        yield f"{mark} {route['prefix']}{_path(route)} {_attributes(route)}{rejected}{changed}{_stale(route)}"
+
+
+def _stale(route: dict[str, Any]) -> str:
+    """A route that a peer has not announced anew since its session went."""
+    return "  (stale)" if route.get("stale") else ""
+
+
+def _path(route: dict[str, Any]) -> str:
+    return f" path {route['path_id']}" if "path_id" in route else ""
 
 
 _NAMES = {

@@ -60,6 +60,18 @@ class Table:
     def optional_number(self, key: str, least: int, most: int) -> int | None:
         return self.number(key, least, most) if self._noted(key) else None
 
+    def number_or_word(self, key: str, least: int, most: int, words: Iterable[str]) -> int | str | None:
+        """A whole number, or one of the words; None where the key is missing."""
+        if not self._noted(key):
+            return None
+        value = self._values[key]
+        number = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        if number or (isinstance(value, str) and value in words):
+            found: int | str = value
+            return found
+        shown = " or ".join(f'"{word}"' for word in words)
+        raise self.error(key, f"must be a whole number from {least} to {most}, or {shown}", value)
+
     def optional_flag(self, key: str) -> bool | None:
         return self.take(key, bool) if self._noted(key) else None
 

@@ -1,13 +1,16 @@
 """UPDATE (RFC 4271 section 4.3) with routes of IPv4 and IPv6 (RFC 4760), and its errors (RFC 7606).
 
-Rule: what decode() returns can be applied as it stands: every announced prefix has complete attributes, and routes
+Rule: what decode() returns can be applied as it stands: every announced path has complete attributes, and routes
 whose attributes were malformed are among the withdrawn. Nothing downstream judges the wire again.
+
+Where the session has ADD-PATH (RFC 7911) the lists hold prefixes with identifiers (nlri.py), all of a list or none.
+With extended next hop (RFC 8950) routes of IPv4 may have a next hop of IPv6, and stand in MP_REACH_NLRI then.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from bgp.message import nlri
@@ -32,9 +35,8 @@ from bgp.message.codes import (
 from bgp.message.errors import LocalError, RemoteError
 from bgp.message.framing import frame
 
-_ROOM = MAX_MESSAGE_SIZE - HEADER_SIZE - 4
-"""Octets left for the three fields of an UPDATE, their two length fields taken off."""
-_LONGEST_PREFIX = 17
+_AROUND = HEADER_SIZE + 4
+"""Octets of an UPDATE that are none of its three fields: the header and two lengths."""
 
 
 class Update(NamedTuple):
@@ -48,12 +50,29 @@ class Update(NamedTuple):
 
 
 class UpdateDecoder:
-    """Reads the UPDATEs of one session. Families that were not negotiated are passed over."""
+    """Reads the UPDATEs of one session. Families that were not negotiated are passed over.
 
-    def __init__(self, families: Iterable[Family], attributes: AttributeDecoder) -> None:
+    `identified` are the families whose prefixes have identifiers, `extended` says whether IPv4 may have a next hop of
+    IPv6.
+    """
+
+    def __init__(
+        self,
+        families: Iterable[Family],
+        attributes: AttributeDecoder,
+        *,
+        identified: Collection[Family] = (),
+        extended: bool = False,
+    ) -> None:
         self._families = {family.wire: family for family in families}
         self._attributes = attributes
         self._ipv4 = Family.IPV4 in self._families.values()
+        self._splits = {
+            family: nlri.split_identified if family in identified else nlri.split
+            for family in self._families.values()
+        }
+        self._split4 = self._splits.get(Family.IPV4, nlri.split)
+        self._next_hops = {Family.IPV4: (4, 16, 32) if extended else (4,), Family.IPV6: (16, 32)}
 
     def decode(self, body: bytes) -> Update:
         """The body of an UPDATE. Raises RemoteError where the session must end."""
@@ -67,8 +86,8 @@ class UpdateDecoder:
             raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason="attributes run over the message's end")
         ipv4 = Family.IPV4
         try:
-            gone = nlri.split(ipv4, body[2:cut]) if cut > 2 else []
-            new = nlri.split(ipv4, body[stop:]) if stop < end else []
+            gone = self._split4(ipv4, body[2:cut]) if cut > 2 else []
+            new = self._split4(ipv4, body[stop:]) if stop < end else []
         except nlri.BadPrefix as wrong:
             raise _error(UpdateError.INVALID_NETWORK_FIELD, reason=str(wrong)) from None
         if start == stop and not new:
@@ -139,7 +158,7 @@ class UpdateDecoder:
         family = self._families.get(value[:3])
         if family is None:
             return None, []
-        return family, _prefixes(AttributeType.MP_UNREACH_NLRI, family, value, 3)
+        return family, self._paths(AttributeType.MP_UNREACH_NLRI, family, value, 3)
 
     def _reach(self, value: bytes) -> tuple[Family | None, bytes, list[bytes]]:
         """Family, next hop (empty where it is no host address) and prefixes (RFC 7606 section 7.11)."""
@@ -151,11 +170,17 @@ class UpdateDecoder:
         family = self._families.get(value[:3])
         if family is None:
             return None, b"", []
-        if size not in ((4,) if family is Family.IPV4 else (16, 32)):
+        if size not in self._next_hops[family]:
             raise _lost(AttributeType.MP_REACH_NLRI, value, f"a next hop of {size} octets")
         next_hop = value[4 : 4 + size]
-        prefixes = _prefixes(AttributeType.MP_REACH_NLRI, family, value, 5 + size)
+        prefixes = self._paths(AttributeType.MP_REACH_NLRI, family, value, 5 + size)
         return family, next_hop if _is_host(next_hop) else b"", prefixes
+
+    def _paths(self, kind: AttributeType, family: Family, value: bytes, start: int) -> list[bytes]:
+        try:
+            return self._splits[family](family, value[start:])
+        except nlri.BadPrefix as wrong:
+            raise _lost(kind, value, str(wrong)) from None
 
 
 _MANDATORY = ORIGIN_BIT | AS_PATH_BIT | NEXT_HOP_BIT
@@ -173,13 +198,6 @@ def _missing(bits: int) -> Fault:
     return Fault(kind, True, "is missing")
 
 
-def _prefixes(kind: AttributeType, family: Family, value: bytes, start: int) -> list[bytes]:
-    try:
-        return nlri.split(family, value[start:])
-    except nlri.BadPrefix as wrong:
-        raise _lost(kind, value, str(wrong)) from None
-
-
 def _lost(kind: AttributeType, value: bytes, reason: str) -> RemoteError:
     """An attribute that carries routes and cannot be read: which routes is not known, so the session ends."""
     return _error(UpdateError.OPTIONAL_ATTRIBUTE_ERROR, attribute(OPTIONAL, kind, value), f"{kind.name}: {reason}")
@@ -193,42 +211,48 @@ def _error(subcode: UpdateError, data: bytes = b"", reason: str = "") -> RemoteE
 
 
 def encode_announcement(
-    family: Family, attributes: Attributes, prefixes: Iterable[bytes], *, as4: bool
+    family: Family, attributes: Attributes, prefixes: Sequence[bytes], *, as4: bool, most: int = MAX_MESSAGE_SIZE
 ) -> list[bytes]:
-    """Whole messages that announce the prefixes, as few as hold them.
+    """Whole messages of at most so many octets that announce the paths, as few as hold them.
 
-    IPv4 stands in the UPDATE's own field, IPv6 in MP_REACH_NLRI, which comes first (RFC 7606 section 5.1). Raises
-    LocalError when the attributes leave no room for a prefix, or when the next hop is not of the family.
+    IPv4 with its own next hop stands in the UPDATE's own field, all else in MP_REACH_NLRI, which comes first (RFC
+    7606 section 5.1). Raises LocalError when the attributes leave no room for a path, or when the next hop is none.
     """
     try:
         block = encode_attributes(attributes, as4)
     except (OverflowError, ValueError, struct.error) as wrong:
         raise LocalError(f"attributes that do not fit their fields: {wrong}") from None
     next_hop = attributes.next_hop
-    if len(next_hop) not in ((4,) if family is Family.IPV4 else (16, 32)):
+    plain = family is Family.IPV4 and len(next_hop) == 4
+    if not plain and len(next_hop) not in (16, 32):
         raise LocalError(f"a next hop of {len(next_hop)} octets for {family.name}")
     # MP_REACH_NLRI takes 4 octets of header, 5 and the next hop.
-    room = _ROOM - len(block) - (0 if family is Family.IPV4 else 9 + len(next_hop))
-    if room < _LONGEST_PREFIX:
-        raise LocalError(f"{len(block)} octets of attributes leave no room for a prefix")
-    if family is Family.IPV4:
+    room = most - _AROUND - len(block) - (0 if plain else 9 + len(next_hop))
+    if room < nlri.LONGEST:
+        raise LocalError(f"{len(block)} octets of attributes leave no room for a path")
+    if plain:
         head = b"\0\0" + len(block).to_bytes(2, "big") + block
-        return [frame(MessageType.UPDATE, head + field) for field in nlri.pack(prefixes, room)]
+        return [frame(MessageType.UPDATE, head + field, most) for field in nlri.pack(family, prefixes, room)]
     start = family.wire + bytes((len(next_hop),)) + next_hop + b"\0"
     return [
-        frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_REACH_NLRI, start + field) + block))
-        for field in nlri.pack(prefixes, room)
+        frame(
+            MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_REACH_NLRI, start + field) + block), most
+        )
+        for field in nlri.pack(family, prefixes, room)
     ]
 
 
-def encode_withdrawal(family: Family, prefixes: Iterable[bytes]) -> list[bytes]:
-    """Whole messages that withdraw the prefixes."""
+def encode_withdrawal(family: Family, prefixes: Sequence[bytes], most: int = MAX_MESSAGE_SIZE) -> list[bytes]:
+    """Whole messages of at most so many octets that withdraw the paths."""
+    room = most - _AROUND
     if family is Family.IPV4:
-        fields = nlri.pack(prefixes, _ROOM)
-        return [frame(MessageType.UPDATE, struct.pack(">H", len(field)) + field + b"\0\0") for field in fields]
+        fields = nlri.pack(family, prefixes, room)
+        return [frame(MessageType.UPDATE, struct.pack(">H", len(field)) + field + b"\0\0", most) for field in fields]
     return [
-        frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_UNREACH_NLRI, family.wire + field)))
-        for field in nlri.pack(prefixes, _ROOM - 7)
+        frame(
+            MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_UNREACH_NLRI, family.wire + field)), most
+        )
+        for field in nlri.pack(family, prefixes, room - 7)
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from netagent.model import Facts, Family, Finding, Key, Object, RouteFact
+from netagent.model import Facts, Family, Finding, Inbound, Key, Object, RouteFact
 
 
 class Op(NamedTuple):
@@ -72,9 +72,9 @@ class Host(Protocol):
         """What the kernel's lookup says of a destination (`ip route get`)."""
         ...
 
-    def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
+    def findings(self, prefixes: Sequence[str], inbound: Sequence[Inbound]) -> list[Finding]:
         """What on this host would hinder the network's traffic: foreign base chains that drop it, rp_filter,
-        devices of another owner ... `prefixes` are the networks, `ports` UDP ports that peers must reach."""
+        devices of another owner ... `prefixes` are the networks, `inbound` what peers send here."""
         ...
 
     def places(self) -> list[tuple[str, Family]]:

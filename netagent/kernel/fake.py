@@ -27,6 +27,7 @@ from netagent.model import (
     Finding,
     ForeignAccept,
     Hop,
+    Inbound,
     Key,
     Link,
     LinkFact,
@@ -170,7 +171,7 @@ class FakeHost:
             return RouteFact(dst=ip, dev=dev)
         return found[1] if found else None
 
-    def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
+    def findings(self, prefixes: Sequence[str], inbound: Sequence[Inbound]) -> list[Finding]:
         return []
 
     def places(self) -> list[tuple[str, Family]]:

@@ -1,9 +1,10 @@
 """Firewalls of other tools that would drop the network's traffic, told with the command that mends it.
 
 An accept in our own table ends only our own chain: another table's drop still drops. So the base chains of others are
-walked with the packets that must pass: between containers of two hosts, in and out, and the backend's datagrams from
-known peers. Rules: what is certain to be dropped is an error, what may be accepted by a rule that cannot be decided
-is a warning; a finding names the chain, the rule, and the command of the tool that owns them.
+walked with the packets that must pass: between containers of two hosts, in and out, and what known peers send to the
+backend (datagrams, connections, packets in packets). Rules: what is certain to be dropped is an error, what may be
+accepted by a rule that cannot be decided is a warning; a finding names the chain, the rule, and the command of the
+tool that owns them.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from netagent.kernel import legacy
 from netagent.kernel.firewall import Firewall
 from netagent.kernel.ruleset import Chain, Drop, Packet, Rules, Ruleset
-from netagent.model import Finding, NftElement, RouteFact, family_of
+from netagent.model import IPIP, SIT, TCP, UDP, Family, Finding, Inbound, NftElement, RouteFact, family_of
 
-_SAMPLE = 32  # peers whose datagrams are tried: their addresses seldom differ to a firewall
+_SAMPLE = 32  # peers whose packets are tried: their addresses seldom differ to a firewall
+_INSIDE = {IPIP: " (IPv4 in IPv4)", SIT: " (IPv6 in IPv4)"}
+_BOTH: tuple[Family, ...] = (4, 6)
 
 
 def inspect(
     firewall: Firewall,
     prefixes: Sequence[str],
-    ports: Sequence[int],
+    inbound: Sequence[Inbound],
     devices: Sequence[str],
     route_to: Callable[[str], RouteFact | None],
 ) -> list[Finding]:
@@ -36,7 +39,7 @@ def inspect(
         [*firewall.nft.ruleset(), *old.ruleset],
         (firewall.family, firewall.name),
         prefixes,
-        ports,
+        inbound,
         devices=devices or uplinks,
         peers=peers,
         uplinks=uplinks,
@@ -48,7 +51,7 @@ def findings(
     ruleset: Ruleset,
     own: tuple[str, str],
     prefixes: Sequence[str],
-    ports: Sequence[int],
+    inbound: Sequence[Inbound],
     *,
     devices: Collection[str] = (),
     peers: Sequence[str] = (),
@@ -57,7 +60,7 @@ def findings(
     """What in the ruleset drops the network's traffic: the pure part. `own` is (family, table) of ours.
 
     `devices`: by which inner packets come and go between hosts. `peers`: addresses of the peers' hosts, `uplinks`
-    the devices that their datagrams come by. Whatever is empty is unknown.
+    the devices that their packets come by. Whatever is empty is unknown.
     """
     rules = Rules(ruleset, {own})
     found: list[Finding] = []
@@ -71,11 +74,13 @@ def findings(
             for target in rules.targets("prerouting", family, prefix)
         ]
         found += [_direct(drop, prefix) for drop in _surest(rules, single)]
-    for port in ports:
-        datagrams = [
-            Packet("input", family_of(peer), peer, port=port, iifs=uplinks or None) for peer in _sample(peers)
-        ] or [Packet("input", 4, port=port, iifs=uplinks or None)]
-        found += [_input(drop, port, rules) for drop in _surest(rules, datagrams)]
+    for what in inbound:
+        # Packets in packets are always in IPv4.
+        families = _BOTH if what.port else _BOTH[:1]
+        senders = _sample([peer for peer in peers if family_of(peer) in families])
+        packet = Packet("input", 4, protocol=what.protocol, port=what.port, iifs=uplinks or None)
+        packets = [packet._replace(family=family_of(peer), source=peer) for peer in senders] or [packet]
+        found += [_input(drop, what, rules) for drop in _surest(rules, packets)]
     return found
 
 
@@ -149,19 +154,39 @@ def _direct(drop: Drop, prefix: str) -> Finding:
     )
 
 
-def _input(drop: Drop, port: int, rules: Rules) -> Finding:
-    chain = drop.base
+def _input(drop: Drop, what: Inbound, rules: Rules) -> Finding:
+    chain, number = drop.base, what.protocol
+    if not what.port:
+        message = f"another firewall drops the peers' packets of IP protocol {number}{_INSIDE.get(number, '')}"
+        remedy = _protocol_remedy(chain, number, rules)
+        if number == SIT:
+            note = " (the device takes those of its peer and of nobody else)"
+        else:
+            note = " (netagent's own table lets known peers in and nobody else)"
+        return _finding("firewall-drops-protocol", drop, f"protocol {number}", message, remedy + note)
+    name, things = {TCP: ("tcp", "connections"), UDP: ("udp", "datagrams")}[number]
     if _of_ufw(chain, rules):
-        remedy = f"ufw allow {port}/udp"
+        remedy = f"ufw allow {what.port}/{name}"
     elif _of_firewalld(chain, rules):
-        remedy = f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload"
-    elif chain.name == "INPUT" and chain.family in ("ip", "ip6"):
-        remedy = f"{_iptables(chain)} -I INPUT -p udp --dport {port} -j ACCEPT"
+        remedy = f"firewall-cmd --permanent --add-port={what.port}/{name} && firewall-cmd --reload"
+    elif _of_iptables(chain):
+        remedy = f"{_iptables(chain)} -I INPUT -p {name} --dport {what.port} -j ACCEPT"
     else:
-        remedy = f"nft insert rule {chain} udp dport {port} accept"
-    message = f"another firewall drops the peers' datagrams to UDP port {port}"
+        remedy = f"nft insert rule {chain} {name} dport {what.port} accept"
+    message = f"another firewall drops the peers' {things} to {name.upper()} port {what.port}"
     note = " (netagent's own table lets known peers in and nobody else)"
-    return _finding("firewall-drops-port", drop, f"udp {port}", message, remedy + note)
+    return _finding("firewall-drops-port", drop, f"{name} {what.port}", message, remedy + note)
+
+
+def _protocol_remedy(chain: Chain, number: int, rules: Rules) -> str:
+    if _of_ufw(chain, rules):  # its command knows few protocols, and 4 is not among them
+        line = f"-A ufw-before-input -p {number} -j ACCEPT"
+        return f"sed -i '/^# End required lines/a {line}' /etc/ufw/before.rules && ufw reload"
+    if _of_firewalld(chain, rules):
+        return f"firewall-cmd --permanent --add-protocol={number} && firewall-cmd --reload"
+    if _of_iptables(chain):
+        return f"{_iptables(chain)} -I INPUT -p {number} -j ACCEPT"
+    return f"nft insert rule {chain} ip protocol {number} accept"
 
 
 def _unread(table: str) -> Finding:
@@ -182,6 +207,10 @@ def _of_ufw(chain: Chain, rules: Rules) -> bool:
 def _of_firewalld(chain: Chain, rules: Rules) -> bool:
     """firewalld has a table of its own, or on iptables chains of its own in the tables that all share."""
     return chain.table == "firewalld" or chain._replace(name="FORWARD_direct") in rules.chains
+
+
+def _of_iptables(chain: Chain) -> bool:
+    return chain.name == "INPUT" and chain.family in ("ip", "ip6")
 
 
 def _legacy(chain: Chain) -> bool:

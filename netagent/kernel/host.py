@@ -32,7 +32,7 @@ from netagent.kernel.places import Places
 from netagent.kernel.settings import Settings as HostSettings
 from netagent.kernel.wire import nexthops, routes
 from netagent.kernel.wire.message import AF_INET, AF_INET6
-from netagent.model import Facts, Family, Finding, Link, Object, RouteFact
+from netagent.model import Facts, Family, Finding, Inbound, Link, Object, RouteFact
 
 PROTOCOL = 110  # of our routes and nexthop objects, free in rtnetlink's list
 NEXTHOP_IDS = (0x6E000000, 1 << 20)  # first and count
@@ -45,8 +45,8 @@ ROUTING = BULK | {"link", "address"}  # what rtnetlink keeps
 _DATAGRAMS = 512  # of events between two breaths of the event loop
 
 
-# Networks, UDP ports and the host itself, to what hinders their traffic here.
-Inspect = Callable[[Sequence[str], Sequence[int], "LinuxHost"], list[Finding]]
+# Networks, what peers send here, and the host itself, to what hinders their traffic here.
+Inspect = Callable[[Sequence[str], Sequence[Inbound], "LinuxHost"], list[Finding]]
 
 
 class Writer(Protocol):
@@ -237,8 +237,8 @@ class LinuxHost:
             return None
         return None if found is None else self._fact(found)
 
-    def findings(self, prefixes: Sequence[str], ports: Sequence[int]) -> list[Finding]:
-        return [] if self._inspect is None else self._inspect(prefixes, ports, self)
+    def findings(self, prefixes: Sequence[str], inbound: Sequence[Inbound]) -> list[Finding]:
+        return [] if self._inspect is None else self._inspect(prefixes, inbound, self)
 
     def own_devices(self) -> list[str]:
         """Names of the devices that are ours."""
@@ -293,8 +293,8 @@ def open_host(settings: Settings) -> LinuxHost:
     firewall = Firewall(settings.firewall_table, state=settings.state_dir / "firewall.json")
     journal = Journal(settings.state_dir / "journal.json")
 
-    def inspect(prefixes: Sequence[str], ports: Sequence[int], host: LinuxHost) -> list[Finding]:
-        found = foreign.inspect(firewall, prefixes, ports, host.own_devices(), host.route_to)
+    def inspect(prefixes: Sequence[str], inbound: Sequence[Inbound], host: LinuxHost) -> list[Finding]:
+        found = foreign.inspect(firewall, prefixes, inbound, host.own_devices(), host.route_to)
         found += networkd.inspect(host.links(), host.own_devices(), host.route_devices())
         return [journal.finding, *found] if journal.finding is not None else found
 

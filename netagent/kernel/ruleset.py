@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
-from netagent.model import Family
+from netagent.model import IPIP, SIT, TCP, UDP, Family
 
 Ruleset = Sequence[Mapping[str, Any]]
 Expression = Mapping[str, Any]
@@ -22,6 +23,13 @@ Expression = Mapping[str, Any]
 _MAX_JUMPS = 16  # the kernel's own limit, NFT_JUMP_STACK_SIZE
 
 _PROTOCOL: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+# Protocols by the names that nft and iptables write: their own, and those of /etc/protocols. "ip" and "ip6" are not
+# among them: as protocols of a payload they are the packet's own header.
+_NUMBERS: Mapping[str, int] = {
+    "icmp": 1, "igmp": 2, "ipencap": IPIP, "ip-encap": IPIP, "ipip": IPIP, "ipv4": IPIP, "tcp": TCP, "udp": UDP,
+    "dccp": 33, "ipv6": SIT, "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58, "ipv6-icmp": 58, "ospf": 89, "comp": 108,
+    "vrrp": 112, "sctp": 132, "udplite": 136,
+}  # fmt: skip
 _VERDICTS = ("accept", "drop", "return", "jump", "goto", "reject", "queue")
 
 
@@ -37,14 +45,15 @@ class Chain(NamedTuple):
 class Packet(NamedTuple):
     """The first packet of a connection. `source`, `target`: prefix or address, None is unknown.
 
-    `port`: UDP destination; 0 is traffic of any protocol. `iifs`, `oifs`: the devices it comes and goes by, each
-    possible; None is unknown.
+    `protocol`: IP protocol number, 0 is traffic of any; `port`: destination, 0 where the protocol has none. `iifs`,
+    `oifs`: the devices it comes and goes by, each possible; None is unknown.
     """
 
     hook: str
     family: Family
     source: str | None = None
     target: str | None = None
+    protocol: int = 0
     port: int = 0
     iifs: Collection[str] | None = None
     oifs: Collection[str] | None = None
@@ -295,14 +304,12 @@ def _payload(about: Mapping[str, Any], negated: bool, right: Any, packet: Packet
         if field in ("saddr", "daddr"):
             return _address(packet.source if field == "saddr" else packet.target, negated, right)
         return _transport(negated, right, packet) if field in ("protocol", "nexthdr") else Match.MAYBE
-    if protocol in ("udp", "th") and packet.port:
-        if field != "dport":
-            return Match.MAYBE
-        named = any(_is_port(value, packet.port) for value in _values(right))
-        return Match.MAYBE if isinstance(right, str) else Match.YES if named is not negated else Match.NO
-    if protocol in ("udp", "tcp", "sctp", "dccp", "icmp", "icmpv6", "esp", "ah"):
-        return Match.NO  # of all that the packet stands for only a part is of this protocol
-    return Match.MAYBE
+    if protocol in _NUMBERS and _NUMBERS[protocol] != packet.protocol:
+        return Match.NO  # another one; or of all that the packet stands for only a part is of this one
+    if field != "dport" or not packet.port or isinstance(right, str):
+        return Match.MAYBE
+    named = any(_is_in(value, packet.port) for value in _values(right))
+    return Match.YES if named is not negated else Match.NO
 
 
 def _address(address: str | None, negated: bool, right: Any) -> Match:
@@ -344,18 +351,32 @@ def _interface(devices: Collection[str] | None, others: Collection[str] | None, 
 
 
 def _transport(negated: bool, right: Any, packet: Packet) -> Match:
-    named = {str(value) for value in _values(right)}
-    if packet.port:
-        return Match.YES if bool(named & {"udp", "17"}) is not negated else Match.NO
+    values = [_number(value) for value in _values(right)]
+    if packet.protocol:
+        if any(_is_in(value, packet.protocol) for value in values):
+            return Match.NO if negated else Match.YES
+        if any(isinstance(value, str) for value in values):  # a named set, or a name that is not known here
+            return Match.MAYBE
+        return Match.YES if negated else Match.NO
     # Traffic of any protocol: a single one is a part of it, TCP and UDP together are nearly all.
-    return Match.MAYBE if negated or {"tcp", "udp"} <= named or {"6", "17"} <= named else Match.NO
+    nearly_all = all(any(_is_in(value, number) for value in values) for number in (TCP, UDP))
+    return Match.MAYBE if negated or nearly_all else Match.NO
 
 
-def _is_port(value: Any, port: int) -> bool:
+def _number(value: Any) -> Any:
+    """A protocol's number by its name, which the listing has where the host has /etc/protocols."""
+    if not isinstance(value, str):
+        return value
+    return int(value) if re.fullmatch(r"[0-9]{1,3}", value) else _NUMBERS.get(value.lower(), value)
+
+
+def _is_in(value: Any, number: int) -> bool:
+    """Whether a port or protocol is that value, or in that range."""
     bounds = value.get("range") if isinstance(value, Mapping) else None
-    if isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, int) for bound in bounds):
-        return bool(bounds[0] <= port <= bounds[1])
-    return bool(value == port)
+    if isinstance(bounds, list) and len(bounds) == 2:
+        first, last = (_number(bound) for bound in bounds)
+        return isinstance(first, int) and isinstance(last, int) and first <= number <= last
+    return bool(value == number)
 
 
 def _values(right: Any) -> list[Any]:

@@ -367,11 +367,7 @@ class Lab:
             yield result
             out, _ = await asyncio.wait_for(process.communicate(b""), timeout + FLOW_TIMEOUT)
             for (source, target), counts in zip(chosen, json.loads(out), strict=True):
-                result.sent += counts["sent"]
-                result.lost += counts["lost"]
-                result.gap = max(result.gap, counts["gap"])
-                if counts["when"]:
-                    result.when[f"{source}>{target}"] = counts["when"]
+                result.add(source, target, counts)
         finally:
             if process.returncode is None:
                 process.kill()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -69,3 +71,11 @@ class Flow(msgspec.Struct, kw_only=True):
     lost: int = 0
     gap: float = 0.0  # the longest time, seconds, between two answered requests of one pair
     when: dict[str, list[float]] = {}  # "h1>h2" -> when lost requests were sent, unix time, the first few
+
+    def add(self, source: str, target: str, counts: Mapping[str, Any]) -> None:
+        """What the pinger counted for one pair."""
+        self.sent += counts["sent"]
+        self.lost += counts["lost"]
+        self.gap = max(self.gap, counts["gap"])
+        if counts["when"]:
+            self.when[f"{source}>{target}"] = counts["when"]

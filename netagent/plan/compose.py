@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from netagent.contract import RANK_BASE, Backend, Context, Plan, Tcp, Udp
-from netagent.model import Finding, Lease, Link, Object
+from netagent.contract import RANK_BASE, Backend, Context, Ip, Plan, Port, Tcp, Udp
+from netagent.model import TCP, UDP, Finding, Inbound, Lease, Link, Object
 
 
 class Use(NamedTuple):
@@ -97,8 +97,20 @@ class Composer:
     @property
     def tcp_ports(self) -> tuple[int, ...]:
         """TCP ports that peers must reach, sorted."""
-        ports = {port for s in self.standing for port in s.backend.ports(s.context.options)}
-        return tuple(sorted(port.port for port in ports if isinstance(port, Tcp)))
+        return tuple(sorted({port.port for port in _ports(self.standing) if isinstance(port, Tcp)}))
+
+    @property
+    def inbound(self) -> tuple[Inbound, ...]:
+        """All that peers must be able to send to this host, sorted."""
+        families = self.active.context.network.families
+        found = [Inbound(UDP, port) for port in self.ports]
+        found += [Inbound(TCP, port) for port in self.tcp_ports]
+        found += [
+            Inbound(port.protocol)
+            for port in _ports(self.standing)
+            if isinstance(port, Ip) and port.family in families
+        ]
+        return tuple(sorted(set(found)))
 
     def base(self) -> tuple[Base, ...]:
         """The base plans. Where two want one key the active backend wins, then the coming one, then the latest."""
@@ -115,9 +127,7 @@ class Composer:
         """Those of `ports` that are ours to guard, given the base plans. A backend without base objects was refused
         its place: the port is another's, who may have peers that are none of ours."""
         pairs = tuple(zip(self.standing, bases, strict=True))
-        services = {
-            port.port for s, _ in pairs for port in s.backend.ports(s.context.options) if isinstance(port, Udp)
-        }
+        services = {port.port for port in _ports(self.standing) if isinstance(port, Udp)}
         return tuple(sorted(services.union(_udp_ports(s for s, base in pairs if base.plan.objects))))
 
     def peer(self, lease: Lease) -> Peer:
@@ -139,7 +149,9 @@ class Composer:
 
 
 def _udp_ports(standing: Iterable[Standing]) -> tuple[int, ...]:
-    ports = {port for s in standing for port in s.backend.ports(s.context.options)}
-    return tuple(
-        sorted({port if isinstance(port, int) else port.port for port in ports if not isinstance(port, Tcp)})
-    )
+    found = (port.port if isinstance(port, Udp) else port for port in _ports(standing))
+    return tuple(sorted({port for port in found if isinstance(port, int)}))
+
+
+def _ports(standing: Iterable[Standing]) -> list[Port]:
+    return [port for s in standing for port in s.backend.ports(s.context.options)]

@@ -11,6 +11,7 @@ its iBGP clients, made of bytes (bgpload.py). A daemon is started afresh for eac
 - reflect: the sender's routes, one an UPDATE and each with a next hop of its own; seconds from the first octet sent
   to the last received by the last receiver. Every receiver's set is then held against what was sent.
 - reset: one more client with one route ends by a TCP reset; milliseconds until the last receiver has the withdrawal.
+- into the FIB: the sender's routes, from its first octet to the last one in the kernel's table (bgp_fib.py).
 
 FRR runs with coalesce-time 0, which is its better figure; its CPU seconds are bgpd's, zebra's left out. Exit status 1
 when a bar is missed; at other sizes than the defaults no bar is looked at.
@@ -29,6 +30,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bench import bgp_fib
+from tests.bench.bgp_fib import Fib
 from tests.bench.bgpload import ASN, HOLD_TIME, Incomplete, Load, Peer, address, cpu, read, routes
 from tests.bench.report import progress, table
 from tests.support.bgp_ours import Ours
@@ -41,7 +44,7 @@ from tests.support.routers import Peering, Router, Site, directory
 
 DAEMONS: dict[str, type[Router]] = {"ours": Ours, "bird": Bird, "frr": Frr, "gobgp": GoBgp}
 RECEIVE_BARS = {10_000: 0.15, 100_000: 1.5}
-REFLECT_BAR, SESSIONS_BAR, RESET_BAR = 0.6, 0.5, 0.020
+REFLECT_BAR, SESSIONS_BAR, RESET_BAR, FIB_BAR = 0.6, 0.5, 0.020, 0.4
 CLIENTS, ROUNDS = 100, 3
 PATIENCE = 400.0
 SLOW = 30.0
@@ -180,6 +183,8 @@ def withdrawal(load: Load, other: Peer, receivers: list[Peer]) -> float:
 async def run(args: argparse.Namespace) -> int:
     received: dict[tuple[str, int], Received] = {}
     reflected: dict[str, Reflected] = {}
+    installed: dict[str, Fib] = {}
+    alone = [99.0, 99.0]
     for round_ in range(args.rounds):
         for name in args.daemons:
             kind = DAEMONS[name]
@@ -195,8 +200,17 @@ async def run(args: argparse.Namespace) -> int:
             one = await reflect(kind, args.routes[0], args.clients, args.rounds)
             progress(f"  {one}")
             reflected[name] = Reflected(*map(min, one, old)) if old else one
+        for metrics, at in ((1, 0), (256, 1)):
+            alone[at] = min(alone[at], bgp_fib.alone(args.routes[0], metrics=metrics))
+        for name in args.daemons:
+            if name == bgp_fib.AGENT or name in bgp_fib.ROUTERS:
+                progress(f"{name}: {args.routes[0]:,} into the FIB ({round_ + 1} of {args.rounds})")
+                now = await bgp_fib.fib(name, args.routes[0])
+                progress(f"  {now}")
+                installed[name] = Fib(*map(min, now, installed.get(name, now)))
     print(tables(args, received, reflected), flush=True)
-    return bars(args, received, reflected)
+    print(bgp_fib.shown(args.routes[0], installed, alone), flush=True)
+    return bars(args, received, reflected, installed)
 
 
 def tables(
@@ -223,7 +237,12 @@ def tables(
     return f"Best of {args.rounds}; in brackets the ratio to {beside}.\n\n" + table(columns, rows)
 
 
-def bars(args: argparse.Namespace, received: dict[tuple[str, int], Received], reflected: dict[str, Reflected]) -> int:
+def bars(
+    args: argparse.Namespace,
+    received: dict[tuple[str, int], Received],
+    reflected: dict[str, Reflected],
+    installed: dict[str, Fib],
+) -> int:
     if "ours" not in args.daemons or args.clients != CLIENTS or args.routes[0] != 10_000:
         return 0
     mine = reflected["ours"]
@@ -236,6 +255,7 @@ def bars(args: argparse.Namespace, received: dict[tuple[str, int], Received], re
         ("reflect 10,000 to 100, s", mine.wall, REFLECT_BAR),
         ("101 sessions, s", mine.sessions, SESSIONS_BAR),
         ("reset to withdrawal, s", mine.reset, RESET_BAR),
+        ("10,000 into the FIB, s", installed["ours"].wall, FIB_BAR),
     ]
     rows = [[name, f"{value:.3f}", f"{bar:.3f}", "met" if value <= bar else "MISSED"] for name, value, bar in held]
     print(f"\n{table(['bar', 'ours', 'at most', ''], rows)}", flush=True)

@@ -64,6 +64,19 @@ async def test_the_link_file_keeps_the_mac_of_our_devices() -> None:
 
 async def test_networkd_and_routes_on_its_uplink() -> None:
     """They are put back at once, the operator is told, and the command that is told ends it."""
+
+    async def again(machine: Machine) -> int:
+        """Restart, and another file for the uplink; how many routes were put back. Its address goes for a moment."""
+        before = (await machine.answers()).reconciler.drifts
+        async with machine.lab.flow() as flow:
+            await machine.exec("systemctl", "restart", "systemd-networkd")
+            await configured(machine)
+            file = "/etc/systemd/network/50-uplink.network"
+            await machine.sh(f"printf '[Network]\\nDNS=192.0.2.53\\n' >>{file}; networkctl reload")
+            await configured(machine)
+        assert flow.gap < 1, flow
+        return (await machine.answers()).reconciler.drifts - before
+
     async with Machines(image(), nodes=2, backend="host-gw", ipv6=True, networkd=True) as lab:
         await lab.ready()
         h1 = lab["h1"]
@@ -71,22 +84,12 @@ async def test_networkd_and_routes_on_its_uplink() -> None:
         told = await finding(h1, "networkd-routes", there=True)
         assert told is not None
         assert told.subject == "eth0"
-        async with lab.flow() as flow:
-            await h1.exec("systemctl", "restart", "systemd-networkd")
-            await configured(h1)
-            await h1.exec("networkctl", "reconfigure", "eth0")
-            await configured(h1)
-        assert flow.gap < 1, flow
+        assert await again(h1) > 0
 
         await h1.sh(told.remedy)
         await configured(h1)
         await finding(h1, "networkd-routes", there=False)
-        repaired = (await h1.answers()).reconciler.drifts
-        async with lab.flow() as flow:
-            await h1.exec("systemctl", "restart", "systemd-networkd")
-            await configured(h1)
-        assert flow.lost == 0, flow
-        assert (await h1.answers()).reconciler.drifts == repaired
+        assert await again(h1) == 0
 
 
 async def test_networkmanager_leaves_our_devices_alone() -> None:

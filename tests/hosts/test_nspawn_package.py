@@ -68,12 +68,17 @@ async def lines(machine: Machine, script: str) -> set[str]:
 
 @pytest.mark.parametrize("backend", ["vxlan", "udp"])
 async def test_removal_leaves_the_host_as_it_was(backend: str) -> None:
-    async with Machines(image(), nodes=2, backend=backend, ipv6=True, enable=False) as lab:
+    await installed_and_removed(image(), package(), backend)
+
+
+async def installed_and_removed(image: str, deb: Path, backend: str) -> None:
+    """What `dpkg --purge` leaves of a node that was at work is what was there before it was installed."""
+    async with Machines(image, nodes=2, backend=backend, ipv6=True, enable=False) as lab:
         h1, h2 = lab.machines
         await h1.exec(*DPKG, "--purge", "netagent", timeout=60)
         network, sysctls, files = await lines(h1, NETWORK), await lines(h1, SYSCTLS), await lines(h1, FILES)
 
-        await install(h1, package())
+        await install(h1, deb)
         await h1.sh(f"echo 'etcd_endpoints = [\"{lab.etcd.endpoint}\"]' >>/etc/netagent/netagent.toml")
         for machine in (h1, h2):
             await machine.sh("systemctl enable --now netagent")

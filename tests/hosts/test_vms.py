@@ -1,9 +1,9 @@
 """Three virtual machines with Debian's own kernel, in two racks with a router between: every backend, what a network
 does to packets, what power and kernel do to a host.
 
-Rule: one cluster for the whole file, in the order of the file, because a boot of an emulated machine takes a minute;
-each test leaves all hosts ready on the backend that it names, and waits for what it needs at its start. No throughput
-is asserted: the machines are emulated.
+Rule: one cluster for this file and test_vms_bgp.py (conftest.py), in the order of the file, because a boot of an
+emulated machine takes a minute; each test leaves all hosts ready on the backend that it names, and waits for what it
+needs at its start. No throughput is asserted: the machines are emulated.
 """
 
 from __future__ import annotations
@@ -13,56 +13,25 @@ import io
 import json
 import re
 import tarfile
-import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from netagent.lab import topology
-from netagent.lab.space import Unable
-from tests.support.netns import unable
-from tests.support.vm import image
-from tests.support.vmlab import VmLab, hosts_in
+from tests.support.vmlab import VmLab
 
-pytestmark = [pytest.mark.vms, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vms, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["h1", "h2", "h3"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lab() -> AsyncIterator[VmLab]:
-    """All three hosts in rack1 at first, with IPv4 alone and host-gw."""
-    plan = hosts_in(topology.build("racks", 1, "host-gw"), "rack1", "rack1", "rack1")
-    begun = time.monotonic()
-    try:
-        made = image()
-    except Unable as error:
-        unable(str(error))
-    print(f"image after {time.monotonic() - begun:.0f} s, {made.accel}")
-    begun = time.monotonic()
-    async with VmLab(plan, made) as lab:
-        print(f"three machines booted and installed after {time.monotonic() - begun:.0f} s")
-        yield lab
-
-
-async def carries(lab: VmLab, only: list[str] | None = None) -> None:
-    """All pairs, every family: small packets, the largest whole ones, and TCP."""
-    small = await lab.ping(only)
-    assert small.ok, small.failed
-    large = await lab.ping(only, count=1, largest=True)
-    assert large.ok, large.failed
-    assert await lab.tcp(only) == {}
 
 
 async def test_host_gw_within_a_segment(lab: VmLab) -> None:
     statuses = await lab.ready()
     assert {status.verdict.state for status in statuses.values()} == {"healthy"}
     assert statuses["h1"].interface.name == "eth0"
-    await carries(lab)
+    await lab.carries()
     kernel = (await lab["h1"].exec("uname", "-r")).out
     assert kernel.startswith("6.1.")
 
@@ -88,7 +57,7 @@ async def test_vlan_uplinks(lab: VmLab) -> None:
 
     await lab.until(on_vlan, "every host on its VLAN", 90)
     await lab.ready()
-    await carries(lab)
+    await lab.carries()
     assert "dev eth0.7" in (await lab["h1"].exec("ip", "route", "get", lab.container_ip("h2", 4))).out
     for name in ALL:
         await lab.settings(lab[name])
@@ -109,7 +78,7 @@ async def test_an_address_family_added_at_run_time(lab: VmLab) -> None:
     after = await lab.ready()
     assert {n: s.lease.v4 for n, s in after.items()} == {n: s.lease.v4 for n, s in before.items()}
     assert all(status.lease.v6 for status in after.values())
-    await carries(lab)
+    await lab.carries()
 
 
 async def test_a_host_carried_to_another_rack_keeps_its_subnet(lab: VmLab) -> None:
@@ -126,7 +95,7 @@ async def test_a_host_carried_to_another_rack_keeps_its_subnet(lab: VmLab) -> No
     await lab.until(moved, "the others know where h2 is", 90)
     after = await lab.ready()
     assert after["h2"].lease.v4 == before["h2"].lease.v4
-    await carries(lab)
+    await lab.carries()
 
 
 async def test_host_gw_across_a_router_is_a_finding(lab: VmLab) -> None:
@@ -135,7 +104,7 @@ async def test_host_gw_across_a_router_is_a_finding(lab: VmLab) -> None:
     assert finding is not None
     assert "vxlan" in finding.remedy
     await lab.ready(["h1", "h3"])
-    await carries(lab, ["h1", "h3"])
+    await lab.carries(["h1", "h3"])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +113,6 @@ async def test_host_gw_across_a_router_is_a_finding(lab: VmLab) -> None:
         *("vxlan", "udp", "ipip"),
         {"Type": "vxlan", "DirectRouting": True},
         {"Type": "ipip", "DirectRouting": True},
-        {"Type": "bgp", "Encapsulation": "ipip-cross-subnet"},
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value['Type']}-direct",
 )
@@ -164,7 +132,7 @@ async def test_backends_across_racks(lab: VmLab, backend: str | dict[str, Any]) 
     ]
     paths = {peer.node: peer.path for peer in statuses["h1"].peers.shown}
     assert not paths["h2"].startswith("direct")
-    await carries(lab)
+    await lab.carries()
 
 
 async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmLab) -> None:
@@ -182,11 +150,64 @@ async def test_the_kernel_made_the_ip_in_ip_devices_that_were_asked_for(lab: VmL
         data = link["linkinfo"]["info_data"]
         assert (link["mtu"], link["ifalias"]) == (1480, "netagent")
         assert (data["local"], data["ttl"], data["pmtudisc"]) == (host.v4.partition("/")[0], 64, True)
+    for name in ("na-ipip", *(name for name in links if name.startswith("na-s"))):
+        # udev runs here: what it does to a device is in our file, which leaves name and address alone.
+        said = await lab["h1"].exec("udevadm", "info", "--query=property", f"--path=/sys/class/net/{name}")
+        assert "ID_NET_LINK_FILE=/usr/lib/systemd/network/10-netagent.link" in said.out, said
     assert "UP" not in links["tunl0"]["flags"]
     assert "UP" not in links["sit0"]["flags"]
     await lab["h1"].sh("ip link delete na-ipip; ip route flush proto 110")
     await lab.ready()
-    await carries(lab)
+    await lab.carries()
+
+
+# NET_BIND_SERVICE, NET_ADMIN, NET_RAW (linux/capability.h): what the package's unit leaves to the agent.
+CAPABILITIES = 1 << 10 | 1 << 12 | 1 << 13
+
+
+async def test_ip_in_ip_under_the_hardened_unit(lab: VmLab) -> None:
+    """The agent makes devices, routes and guard with what the unit leaves it, modules included; and a restart of it
+    loses no packet."""
+    await lab.set_backend("ipip")
+    await lab.ready()
+    unit = (await lab["h1"].exec("systemctl", "show", "netagent", "--property=FragmentPath,DropInPaths")).out
+    expected = ["FragmentPath=/lib/systemd/system/netagent.service", "DropInPaths="]
+    assert unit.replace("=/usr/", "=/").splitlines() == expected
+    limits = (await lab["h1"].sh("cat /proc/$(systemctl show --value -p MainPID netagent)/status")).splitlines()
+    values = dict(line.split(":\t", 1) for line in limits if ":\t" in line)
+    assert int(values["CapBnd"], 16) == int(values["CapEff"], 16) == CAPABILITIES
+    assert (values["NoNewPrivs"], values["Seccomp"]) == ("1", "2")
+    async with lab.flow() as flow:
+        await lab["h1"].exec("systemctl", "restart", "netagent", timeout=120)
+        await lab.ready()
+    assert flow.lost == 0, flow
+    # From nothing, the modules not loaded: as at the first start on a host.
+    gone = "systemctl stop netagent; for path in /sys/class/net/na-*; do ip link delete ${path##*/}; done"
+    await lab["h1"].sh(f"{gone}; rmmod ipip sit", timeout=120)
+    await lab["h1"].exec("systemctl", "start", "netagent", timeout=120)
+    statuses = await lab.ready()
+    assert statuses["h1"].verdict.state == "healthy", statuses["h1"].findings
+    await lab.carries()
+
+
+@pytest.mark.parametrize(("protocol", "family"), [(4, 4), (41, 6)])
+async def test_another_firewall_that_drops_the_protocol_is_told(lab: VmLab, protocol: int, family: int) -> None:
+    """The command that is told lets the packets in again."""
+    await lab.set_config(**topology.IPV6_NETWORK)
+    await lab.set_backend("ipip")
+    await lab.ready()
+    h1 = lab["h1"]
+    head = "type filter hook input priority 0; policy drop;"
+    others = ", ".join(str(number) for number in (1, 6, 17, 58, 4, 41) if number != protocol)
+    await h1.sh(f"nft 'table inet site {{ chain in {{ {head} meta l4proto {{ {others} }} accept; }}; }}'")
+    finding = await lab.finding("h1", "firewall-drops-protocol")
+    assert finding is not None
+    assert finding.subject == f"inet site in protocol {protocol}"
+    assert {cell.family for cell in (await lab.ping(count=1)).failed} == {family}
+    await h1.sh(finding.remedy.partition(" (")[0])
+    await lab.carries()
+    await lab.finding("h1", "firewall-drops-protocol", gone=True)
+    await h1.exec("nft", "delete", "table", "inet", "site")
 
 
 async def test_only_peers_reach_the_ip_in_ip_device(lab: VmLab) -> None:
@@ -240,7 +261,7 @@ async def test_delay_loss_and_reordering(lab: VmLab, backend: str) -> None:
             await lab[name].sh("tc qdisc delete dev eth0 root")
     statuses = await lab.ready()
     assert all(status.etcd.connected for status in statuses.values())
-    await carries(lab)
+    await lab.carries()
 
 
 async def test_a_reboot(lab: VmLab) -> None:
@@ -252,7 +273,7 @@ async def test_a_reboot(lab: VmLab) -> None:
     lab.forget_container("h3")
     after = await lab.ready()
     assert (after["h3"].lease.v4, after["h3"].lease.v6) == (before["h3"].lease.v4, before["h3"].lease.v6)
-    await carries(lab)
+    await lab.carries()
 
 
 async def test_power_off(lab: VmLab) -> None:
@@ -261,7 +282,7 @@ async def test_power_off(lab: VmLab) -> None:
     before = await lab.ready()
     await lab["h2"].cut_power()
     others = ["h1", "h3"]
-    await carries(lab, others)
+    await lab.carries(others)
 
     async def seen() -> str:
         told = [await lab[name].status() for name in others]
@@ -277,7 +298,7 @@ async def test_power_off(lab: VmLab) -> None:
     lab.forget_container("h2")
     after = await lab.ready()
     assert (after["h2"].lease.v4, after["h2"].lease.v6) == (before["h2"].lease.v4, before["h2"].lease.v6)
-    await carries(lab)
+    await lab.carries()
 
 
 @pytest.mark.parametrize(
@@ -303,11 +324,11 @@ async def test_a_kernel_that_lacks_a_module(lab: VmLab, backend: str, module: st
     assert finding.subject == kind
     assert f'use "{instead}"' in finding.remedy
     await lab.ready(["h2", "h3"])
-    await carries(lab, ["h2", "h3"])
+    await lab.carries(["h2", "h3"])
     await lab["h1"].exec("rm", "/etc/modprobe.d/blocked.conf")
     await lab.finding("h1", "kernel-lacks-device", gone=True)
     await lab.ready()
-    await carries(lab)
+    await lab.carries()
 
 
 async def test_the_kernel_edge_keeps_its_contract_here(lab: VmLab) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.bench import bgpload
 from tests.bench.bgp import DAEMONS
+from tests.bench.bgp_fib import ROUTERS
 from tests.support.routers import need_daemon
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +34,9 @@ def test_every_daemon_is_measured() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
-    assert rows[2:] == list(DAEMONS)
+    rows = [line.split("|")[1].strip(" -") for line in done.stdout.splitlines() if line.startswith("|")]
+    alone = ["the kernel alone, 256 metrics", "the kernel alone, one metric"]
+    assert rows[2:] == [*DAEMONS, "", "", "ours", *ROUTERS, *alone]
 
 
 def test_what_is_sent_is_what_must_arrive() -> None:

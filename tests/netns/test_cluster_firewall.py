@@ -92,6 +92,19 @@ async def test_a_drop_is_told_and_its_remedy_works(script: str, code: str, remed
             await told(lab, node, lambda s: not firewall(s), "the finding goes")
 
 
+async def test_a_drop_of_bgp_connections_is_told_and_its_remedy_works() -> None:
+    async with Lab(nodes=2, backend="bgp") as lab:
+        await lab.ready(backend="bgp")
+        node = lab["h1"]
+        await shell(node, INPUT.replace("meta l4proto udp udp dport { 8000-9000 }", "tcp dport 1-1023"))
+        status = await told(lab, node, lambda s: bool(firewall(s)), "the drop is told")
+        (finding,) = firewall(status)
+        assert (finding.code, finding.subject) == ("firewall-drops-port", "ip site in tcp 179")
+        assert status.verdict.state == "degraded"
+        await shell(node, finding.remedy.partition(" (")[0])
+        await told(lab, node, lambda s: not firewall(s), "the finding goes")
+
+
 async def test_dockers_raw_rule_is_told() -> None:
     """Docker 28: -A PREROUTING -d 10.5.1.2/32 ! -i docker0 -j DROP in table raw."""
     async with Lab(nodes=2, backend="vxlan") as lab:

@@ -5,6 +5,7 @@ No Docker, ufw or firewalld runs here: their chains are set up by hand as the na
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -23,7 +24,7 @@ from netagent.kernel.firewall import Firewall
 from netagent.kernel.journal import Journal
 from netagent.kernel.places import Places
 from netagent.kernel.ruleset import Packet, Rules
-from netagent.model import Finding, ForeignAccept
+from netagent.model import Finding, ForeignAccept, Inbound
 from tests.netns.test_firewall import changes
 from tests.support.netns import Namespace, Namespaces, need_tool, unable
 
@@ -60,12 +61,12 @@ class Router:
         self.left = left
         self.nft = self.space.call(nft.runner)
 
-    def load(self, text: str) -> None:
+    def load(self, text: str, what: str = "udp dport 9999", last: str = "postrouting") -> None:
         # The counters stand before and behind everything that is tried.
         probe = "table inet probe { counter came {}\n counter passed {}\n"
-        for name, hook, priority in (("came", "prerouting", -500), ("passed", "postrouting", 500)):
+        for name, hook, priority in (("came", "prerouting", -500), ("passed", last, 500)):
             hooked = f"type filter hook {hook} priority {priority};"
-            probe += f"chain {name} {{ {hooked} udp dport 9999 counter name {name}; }}\n"
+            probe += f"chain {name} {{ {hooked} {what} counter name {name}; }}\n"
         self.space.call(self.nft.run, f"flush ruleset\n{probe}}}\n{text}")
 
     def counted(self) -> tuple[int, int]:
@@ -75,16 +76,31 @@ class Router:
 
     def passes(self) -> bool:
         """Whether a datagram of a new connection gets through the router."""
+        return self._passes(Inbound(17, 9999), "10.5.2.2")
+
+    def takes(self, what: Inbound) -> bool:
+        """Whether the router itself gets a packet of that kind, the first of a connection."""
+        return self._passes(what, "10.5.1.1")
+
+    def _passes(self, what: Inbound, target: str) -> bool:
         came, passed = self.counted()
-        sender = self.left.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-        sender.bind(("10.5.1.2", next(self.ports)))
-        sender.sendto(b"x", ("10.5.2.2", 9999))
-        sender.close()
-        deadline = time.monotonic() + 5
-        while self.counted()[0] == came:
-            assert time.monotonic() < deadline, "the datagram does not come to the router"
+        kind = {6: socket.SOCK_STREAM, 17: socket.SOCK_DGRAM}.get(what.protocol, socket.SOCK_RAW)
+        sender = self.left.call(socket.socket, socket.AF_INET, kind, 0 if what.port else what.protocol)
+        with sender:
+            sender.setblocking(False)
+            sender.bind(("10.5.1.2", next(self.ports) if what.port else 0))
+            with contextlib.suppress(BlockingIOError):
+                sender.connect((target, what.port))
+            if what.protocol != 6:
+                sender.send(bytes(40))
+            self._arrived(came)
         # What the kernel does with it, it does in one go; a look more allows for a busy machine.
         return any(self.counted()[1] > passed for _ in range(3))
+
+    def _arrived(self, came: int) -> None:
+        deadline = time.monotonic() + 5
+        while self.counted()[0] == came:
+            assert time.monotonic() < deadline, "the packet does not come to the router"
 
 
 MATCHES = st.sampled_from(
@@ -145,11 +161,11 @@ RULES = st.one_of(
 CHAINS = st.lists(RULES, max_size=4)
 
 
-def text(family: str, policy: str, base: list[str], one: list[str], two: list[str]) -> str:
+def text(family: str, policy: str, base: list[str], one: list[str], two: list[str], hook: str = "forward") -> str:
     # No loops: `one` may go on to `two`, `two` to nothing.
     one = [rule.replace("jump one", "jump two").replace("goto one", "goto two") for rule in one]
     two = [rule for rule in two if "jump" not in rule and "goto" not in rule]
-    head = f"type filter hook forward priority 0; policy {policy};"
+    head = f"type filter hook {hook} priority 0; policy {policy};"
     chains = (("two", two), ("one", one), ("base", [head, *base]))
     return (
         f"table {family} tried {{\n"
@@ -195,14 +211,58 @@ def test_what_the_walk_says_is_what_the_kernel_does(
         assert drops or any(word in ruleset for word in undecided), ruleset
 
 
+UDP, TCP = Inbound(17, 8472), Inbound(6, 179)
+IPIP, SIT = Inbound(4), Inbound(41)
+WHAT = {UDP: "udp dport 8472", TCP: "tcp dport 179", IPIP: "ip protocol 4", SIT: "ip protocol 41"}
+PROTOCOLS = st.sampled_from(
+    [
+        *("", "ip protocol 4", "ip protocol 41", "meta l4proto { 4, 41 }", "meta l4proto 4-6", "meta l4proto != 4"),
+        *("ip protocol != { 6, 17 }", "meta l4proto tcp", "ip protocol udp", "ip6 nexthdr 4", "meta nfproto ipv4"),
+        *("tcp dport 179", "tcp dport != 179", "tcp dport 1-1023", "udp dport 8472", "udp dport { 53, 8472 }"),
+        *("th dport 179", "tcp sport 179", "icmp type echo-request", "ip saddr 10.5.1.0/24"),
+        *("ip saddr 10.5.7.0/24", "ip daddr 10.5.1.1", "ct state new", "ct state established", "meta mark 7"),
+        *('iifname "left"', 'iifname "lo"'),
+    ]
+)
+GUARD = st.builds(lambda a, b, verdict: f"{a} {b} {verdict}", PROTOCOLS, PROTOCOLS, VERDICTS).filter(str.strip)
+GUARDS = st.lists(GUARD, max_size=4)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(list(WHAT)), st.sampled_from(["inet", "ip"]), st.sampled_from(["accept", "drop"]), GUARDS, GUARDS
+)
+@example(IPIP, "ip", "drop", ["meta l4proto { 4, 41 }  accept"], [])
+@example(SIT, "inet", "accept", ["ip protocol 41  jump one"], ["ct state new  drop"])
+@example(TCP, "inet", "accept", ["tcp dport 1-1023  reject"], [])
+def test_what_the_walk_says_of_what_peers_send_is_what_the_kernel_does(
+    router: Router, what: Inbound, family: str, policy: str, base: list[str], one: list[str]
+) -> None:
+    ruleset = text(family, policy, base, one, [], "input")
+    try:
+        router.load(ruleset, WHAT[what], "input")
+    except KernelError as error:
+        assume(not any(words in str(error) for words in ("conflicting", "only useful")))
+        raise
+    rules = Rules(router.space.call(router.nft.ruleset), {("inet", "probe")})
+    packet = Packet("input", 4, "10.5.1.2", None, protocol=what.protocol, port=what.port, iifs=("left",))
+    drops = list(rules.drops(packet))
+    taken = router.takes(what)
+    if any(not drop.doubt for drop in drops):
+        assert not taken, (what, ruleset, drops)
+    if not taken:
+        undecided = ("mark", "daddr", "sport", "th dport")
+        assert drops or any(word in ruleset for word in undecided), (what, ruleset)
+
+
 # --------------------------------------------------------------------------------------- tools by name
 
 
-def look(ports: tuple[int, ...] = (8472,), peers: tuple[str, ...] = ("192.168.50.12",)) -> list[Finding]:
+def look(inbound: tuple[Inbound, ...] = (UDP,), peers: tuple[str, ...] = ("192.168.50.12",)) -> list[Finding]:
     old = legacy.read()
     assert old.unread == []
     return foreign.findings(
-        [*nft.runner().ruleset(), *old.ruleset], OWN, [PREFIX], ports, devices=("na-vx1",), peers=peers
+        [*nft.runner().ruleset(), *old.ruleset], OWN, [PREFIX], inbound, devices=("na-vx1",), peers=peers
     )
 
 
@@ -248,6 +308,12 @@ INPUT = """
 VARIANTS = ["iptables-nft", "iptables-legacy"]
 
 
+def need_variant(host: Namespace, tool: str) -> None:
+    need_tool(tool)
+    if tool == "iptables-legacy" and host.run(tool, "-S", check=False).returncode:
+        unable("this kernel has no legacy iptables")
+
+
 def script(host: Namespace, text: str, tool: str = "") -> None:
     host.run("sh", "-ec", text.replace("{t}", tool))
 
@@ -264,9 +330,7 @@ def script(host: Namespace, text: str, tool: str = "") -> None:
     ids=["docker 20.10", "reject", "ufw", "input"],
 )
 def test_iptables(host: Namespace, tool: str, setup: str, code: str, remedy: str) -> None:
-    need_tool(tool)
-    if tool == "iptables-legacy" and host.run(tool, "-S", check=False).returncode:
-        unable("this kernel has no legacy iptables")
+    need_variant(host, tool)
     script(host, setup, tool)
     (finding,) = look()
     assert (finding.code, finding.severity) == (code, "error")
@@ -275,6 +339,32 @@ def test_iptables(host: Namespace, tool: str, setup: str, code: str, remedy: str
     if not command.startswith("ufw"):
         script(host, command.replace("iptables ", f"{tool} "))
         assert look() == []
+
+
+@pytest.mark.parametrize("tool", VARIANTS)
+@pytest.mark.parametrize("setup", [INPUT, "{t} -A INPUT -p {p} -j DROP\n"], ids=["policy", "rule"])
+@pytest.mark.parametrize(
+    ("what", "code", "remedy"),
+    [
+        (TCP, "firewall-drops-port", "-I INPUT -p tcp --dport 179 -j ACCEPT"),
+        (IPIP, "firewall-drops-protocol", "-I INPUT -p 4 -j ACCEPT"),
+        (SIT, "firewall-drops-protocol", "-I INPUT -p 41 -j ACCEPT"),
+    ],
+    ids=["tcp", "ipip", "sit"],
+)
+def test_iptables_and_what_is_not_udp(
+    host: Namespace, tool: str, setup: str, what: Inbound, code: str, remedy: str
+) -> None:
+    """Each is dropped where it is named and nowhere else; the command that is told lets it in."""
+    need_variant(host, tool)
+    script(host, setup.replace("{p}", str(what.protocol)), tool)
+    (finding,) = look((what,))
+    assert (finding.code, finding.severity) == (code, "error")
+    assert remedy in finding.remedy
+    others = {UDP, TCP, IPIP, SIT} - {what}
+    assert len(look(tuple(others))) == (3 if setup is INPUT else 0)
+    script(host, finding.remedy.partition(" (")[0].replace("iptables ", f"{tool} "))
+    assert look((what,)) == []
 
 
 def test_dockers_raw_rules(host: Namespace) -> None:
@@ -364,11 +454,70 @@ def test_input_of_the_backends_port(host: Namespace, rules: str, severity: str) 
     assert [f.severity for f in look()] == [severity] * bool(severity)
 
 
+@pytest.mark.parametrize(
+    ("what", "rules", "severity"),
+    [
+        (IPIP, "ip protocol 4 drop;", "error"),
+        (IPIP, "meta l4proto { 4, 41 } counter drop;", "error"),
+        (IPIP, "meta l4proto 4-5 drop;", "error"),
+        (IPIP, "meta l4proto != { tcp, udp, icmp } drop;", "error"),
+        (IPIP, "ip protocol 41 drop; meta l4proto { tcp, udp } drop; tcp dport 4 drop; ip6 nexthdr 4 drop;", ""),
+        (IPIP, "ip protocol != 4 drop;", ""),
+        (IPIP, "ip protocol 4 ip saddr 192.168.50.0/24 accept; ip protocol 4 drop;", ""),
+        (IPIP, "ip protocol 4 ip saddr 192.168.51.0/24 accept; ip protocol 4 drop;", "error"),
+        (IPIP, "ip protocol @few accept; drop;", "warning"),
+        (IPIP, "ip protocol 4 meta mark 7 accept; drop;", "warning"),
+        (IPIP, "th dport 22 accept; drop;", "warning"),
+        (SIT, "ip protocol 41 drop;", "error"),
+        (SIT, "ip protocol 4 drop; meta nfproto ipv6 drop;", ""),
+        (SIT, "ct state new drop;", "error"),
+        (TCP, "tcp dport { 1-1023 } drop;", "error"),
+        (TCP, "tcp dport 22 accept; meta l4proto tcp reject with tcp reset;", "error"),
+        (TCP, "udp dport 179 drop; tcp dport != 179 drop; ip protocol udp drop;", ""),
+        (TCP, "tcp sport 179 accept; drop;", "warning"),
+    ],
+)
+def test_input_of_what_is_not_udp(host: Namespace, what: Inbound, rules: str, severity: str) -> None:
+    few = "set few { type inet_proto; elements = { 4 }; }"
+    host.run("nft", f"table inet site {{ {few}; chain in {{ type filter hook input priority 0; {rules} }}; }}")
+    assert [f.severity for f in look((what,))] == [severity] * bool(severity)
+
+
+def test_bgp_over_ipv6_and_packets_in_packets_from_peers_with_ipv6(host: Namespace) -> None:
+    """Connections come over both families; what is in IPv4 comes from no IPv6 address."""
+    both = ("192.168.50.12", "fd00:50::12")
+    host.run("nft", "table inet site { chain in { type filter hook input priority 0; meta nfproto ipv6 drop; }; }")
+    assert [f.subject for f in look((TCP, IPIP, SIT), peers=both)] == ["inet site in tcp 179"]
+
+
+@pytest.mark.parametrize(("what", "rule"), [(IPIP, "ip protocol 4"), (SIT, "ip protocol 41"), (TCP, "tcp dport 179")])
+def test_the_command_for_a_chain_of_nft(host: Namespace, what: Inbound, rule: str) -> None:
+    host.run("nft", "table inet site { chain in { type filter hook input priority 0; policy drop; }; }")
+    (finding,) = look((what,))
+    command = finding.remedy.partition(" (")[0]
+    assert command == f"nft insert rule inet site in {rule} accept"
+    script(host, command)
+    assert look((what,)) == []
+
+
+def test_commands_for_protocols_of_ufw_and_firewalld(host: Namespace) -> None:
+    chains = "chain ufw-before-input { }; chain INPUT { type filter hook input priority 0; policy drop; };"
+    host.run("nft", f"table ip filter {{ {chains} }}")
+    told = {finding.subject: finding.remedy for finding in look((TCP, IPIP))}
+    assert told["ip filter INPUT tcp 179"].startswith("ufw allow 179/tcp")
+    assert "-A ufw-before-input -p 4 -j ACCEPT' /etc/ufw/before.rules" in told["ip filter INPUT protocol 4"]
+    host.run("nft", "flush ruleset")
+    host.run("nft", "table inet firewalld { chain filter_INPUT { type filter hook input priority 10; drop; }; }")
+    told = {finding.subject: finding.remedy for finding in look((TCP, SIT))}
+    assert "--add-port=179/tcp " in told["inet firewalld filter_INPUT tcp 179"]
+    assert "--add-protocol=41 " in told["inet firewalld filter_INPUT protocol 41"]
+
+
 def test_our_own_table_and_an_empty_host(host: Namespace) -> None:
     assert look() == []
     host.run("nft", "table inet netagent { chain in { type filter hook input priority 0; policy drop; }; }")
     assert look() == []
-    assert look(ports=()) == []
+    assert look(inbound=()) == []
 
 
 # ------------------------------------------------------------------------------------------ places

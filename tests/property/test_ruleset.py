@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from netagent.kernel import foreign, legacy
 from netagent.kernel.ruleset import Packet, Rules, words
+from netagent.model import Inbound
 
+INBOUND = [Inbound(17, 8472), Inbound(6, 179), Inbound(4)]
 PREFIX, OTHER = "10.5.0.0/16", "fc00::/48"
 
 JSON = st.recursive(
@@ -84,7 +86,12 @@ RULESET = st.lists(
 def test_nothing_in_a_ruleset_raises(ruleset: list[dict[str, Any]]) -> None:
     """Chains that jump in circles included."""
     for finding in foreign.findings(
-        ruleset, ("inet", "netagent"), [PREFIX, OTHER], [8472], devices=["na-vx1"], peers=["192.168.50.12", "fd00::1"]
+        ruleset,
+        ("inet", "netagent"),
+        [PREFIX, OTHER],
+        INBOUND,
+        devices=["na-vx1"],
+        peers=["192.168.50.12", "fd00::1"],
     ):
         assert finding.message
         assert finding.evidence
@@ -128,7 +135,7 @@ def test_an_accept_in_front_ends_every_drop(ruleset: list[dict[str, Any]]) -> No
 
 @given(RULESET)
 def test_what_is_ours_is_not_looked_at(ruleset: list[dict[str, Any]]) -> None:
-    assert foreign.findings(ruleset, ("inet", "t"), [PREFIX], [8472]) == []
+    assert foreign.findings(ruleset, ("inet", "t"), [PREFIX], INBOUND) == []
 
 
 WORDS = """
@@ -140,4 +147,4 @@ LINE = st.lists(st.sampled_from(WORDS.split()) | st.text(max_size=5), max_size=1
 
 @given(st.lists(LINE, max_size=6).map("\n".join))
 def test_nothing_that_iptables_prints_raises(listing: str) -> None:
-    foreign.findings(legacy.parse(listing, "ip", "filter"), ("inet", "netagent"), [PREFIX], [8472])
+    foreign.findings(legacy.parse(listing, "ip", "filter"), ("inet", "netagent"), [PREFIX], INBOUND)

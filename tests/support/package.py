@@ -33,15 +33,19 @@ def run(*command: str | Path, timeout: float = BUILD_TIMEOUT) -> str:
 
 
 @functools.cache
-def package(version: str = "") -> Path:
-    """The package of the source as it is now, in its own or in another version."""
-    with _locked("package"):
-        folder = CACHE / f"deb-{_digest()}-{version or 'own'}"
+def package(version: str = "", suite: str = "") -> Path:
+    """The package of the source as it is now, in its own or in another version, for this release or another one."""
+    kind = version or suite or "own"
+    with _locked(f"package-{suite}"):
+        folder = CACHE / f"deb-{_digest()}-{kind}"
         if not folder.exists():
-            for old in CACHE.glob(f"deb-*-{version or 'own'}"):
+            for old in CACHE.glob(f"deb-*-{kind}"):
                 shutil.rmtree(old)
             making = CACHE / f"making-deb-{os.getpid()}"
-            build(making, version)
+            if suite:
+                run(ROOT / "scripts/deb-in", suite, making)
+            else:
+                build(making, version)
             making.rename(folder)
         (found,) = folder.glob("*.deb")
         return found
@@ -54,9 +58,15 @@ def build(output: Path, version: str = "") -> Path:
 
 
 @functools.cache
-def image() -> str:
-    """Layers of a host with the package installed, as overlayfs takes them."""
-    return run(ROOT / "scripts/host-image", package()).strip()
+def image(suite: str = "") -> str:
+    """Layers of a host with the package installed, as overlayfs takes them; of this release or of another."""
+    return run(ROOT / "scripts/host-image", package(suite=suite), *([suite] if suite else [])).strip()
+
+
+@functools.cache
+def other_release() -> str:
+    """The other one of the releases that the package is made for: Debian 13, or 12 where the tests run on 13."""
+    return "bookworm" if "~deb13" in package().name else "trixie"
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import msgspec
 
 from netagent.lab import pinger, wiring
 from netagent.lab.lab import Lab
-from netagent.lab.matrix import Cell, Matrix
+from netagent.lab.matrix import Cell, Flow, Matrix
 from netagent.lab.space import LabError, Result
 from netagent.lab.topology import Host, Topology
 from netagent.model import Finding
@@ -32,6 +32,19 @@ PINGER, TCP = "/var/lib/vm/pinger.py", "/var/lib/vm/tcp.py"
 SUBNET_ENV = "/run/netagent/subnet.env"
 READY_TIMEOUT = 150.0  # seconds; guests are emulated
 POLL = 0.5
+
+
+# The pinger runs on until its input ends, which `sleep` holds open.
+FLOW = f"""
+mkdir -p /run/flow
+rm -f /run/flow/in /run/flow/out
+mkfifo /run/flow/in
+setsid python3 {PINGER} </run/flow/in >/run/flow/out 2>&1 &
+exec 3>/run/flow/in
+setsid sleep infinity >/dev/null 2>&1 </dev/null &
+echo $! >/run/flow/pid
+echo "$1" >&3
+"""
 
 
 class VmLab:
@@ -231,6 +244,14 @@ class VmLab:
     def mtu(self, name: str) -> int:
         return int(self._attached[name]["FLANNEL_MTU"])
 
+    async def carries(self, only: Iterable[str] | None = None) -> None:
+        """All pairs, every family: small packets, the largest whole ones, and TCP."""
+        small = await self.ping(only)
+        assert small.ok, small.failed
+        large = await self.ping(only, count=1, largest=True)
+        assert large.ok, large.failed
+        assert await self.tcp(only) == {}
+
     async def _each(self, names: Iterable[str], job: Callable[[str], Awaitable[Any]]) -> list[Any]:
         return list(await asyncio.gather(*(job(name) for name in names)))
 
@@ -255,6 +276,40 @@ class VmLab:
 
         await self._each(names, one)
         return Matrix(sent=count, cells=tuple(cells))
+
+    @contextlib.asynccontextmanager
+    async def flow(self, *names: str, rate: float = 10, timeout: float = 10.0) -> AsyncIterator[Flow]:
+        """While the context lasts, ping between all containers of these hosts (of all, if none is named) in every
+        family. Entered once every pair was answered; the counts are there after it."""
+        hosts = list(names or self.vms)
+        pairs = {source: [(source, name) for name in hosts if name != source] for source in hosts}
+        result = Flow(pairs=tuple(pair for some in pairs.values() for pair in some))
+        families = self.topology.families
+        for source, some in pairs.items():
+            wanted = [(wiring.container(source), self.container_ip(to, f)) for f in families for _, to in some]
+            request = {"pairs": wanted, "interval": 1 / rate, "timeout": timeout, "size": 56, "whole": False}
+            await self.vms[source].exec("sh", "-euc", FLOW, "flow", json.dumps(request))
+
+        async def flowing() -> str:
+            begun = await self._each(hosts, lambda name: self.vms[name].sh("head -n 1 /run/flow/out"))
+            return "" if all('"flowing": true' in said for said in begun) else f"replies, so far: {begun}"
+
+        async def counted() -> str:
+            said = await self._each(hosts, lambda name: self.vms[name].sh("tail -n +2 /run/flow/out"))
+            counts.update({name: json.loads(text) for name, text in zip(hosts, said, strict=True) if text.strip()})
+            return "" if len(counts) == len(hosts) else "the counts"
+
+        counts: dict[str, list[dict[str, Any]]] = {}
+        try:
+            await self.until(flowing, "a reply for every pair", 60)
+            yield result
+        finally:
+            # Whoever has it open for writing lets go of it: the pinger's input ends.
+            await self._each(hosts, lambda name: self.vms[name].sh("kill $(cat /run/flow/pid)"))
+        await self.until(counted, "the pingers' counts", timeout + 60)
+        for source, some in pairs.items():
+            for (_, target), found in zip(some * len(families), counts[source], strict=True):
+                result.add(source, target, found)
 
     async def tcp(self, only: Iterable[str] | None = None, *, size: int = 1 << 18) -> dict[tuple[str, str], str]:
         """`size` bytes from each container to each other one in every family, compared by digest; what failed, by

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from netagent.contract import RANK_PEER, RANK_RETIRING, RANK_SERVICE, Context, Tcp
+import msgspec
+
+from netagent import contract
+from netagent.contract import RANK_PEER, RANK_RETIRING, RANK_SERVICE, Context, Ip, Tcp
 from netagent.kernel.fake import FakeHost
-from netagent.model import Facts, Hop, Key, Network, Node, Object, Route
+from netagent.model import Facts, Hop, Inbound, Key, Network, Node, Object, Route
 from netagent.plan import hostplan
 from netagent.plan.compose import Composer, Standing
 from netagent.reconcile import Reconciler
@@ -33,12 +36,16 @@ def test_a_tcp_port_is_guarded_as_a_udp_port_is() -> None:
 
 def test_ports_are_told_apart() -> None:
     class Both(Probe):
-        def ports(self, options: Any) -> tuple[int | Tcp, ...]:  # type: ignore[override]
-            return (Tcp(179), 8472)
+        def ports(self, options: Any) -> tuple[contract.Port, ...]:  # type: ignore[override]
+            return (Tcp(179), 8472, Ip(4, 4), Ip(41, 6))
 
     context = Context(network=NETWORK, options=None, node=NODE, facts=Facts())
     composer = Composer(Standing(Both(), context))
     assert (composer.ports, composer.tcp_ports, composer.guarded) == ((8472,), (179,), True)
+    outer = (Inbound(4), Inbound(6, 179), Inbound(17, 8472))
+    assert composer.inbound == outer
+    dual = msgspec.structs.replace(context, network=Network(v4="10.5.0.0/16", v6="fc00:5::/48"))
+    assert Composer(Standing(Both(), dual)).inbound == (*outer, Inbound(41))
 
 
 def test_a_retiring_service_gives_way_to_the_peers_own_plans(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from bgp.message import (
     KEEPALIVE,
+    AddPath,
     AsPath,
     AttributeDecoder,
     Attributes,
@@ -108,11 +109,58 @@ def test_a_message_too_long_is_not_made() -> None:
 
 def test_open_carries_its_capabilities() -> None:
     restart = GracefulRestart(120, True, ((Family.IPV4, True), (Family.IPV6, False)))
-    sent = Open(4200000000, 90, b"\x0a\0\0\1", Capabilities(tuple(Family), True, True, restart, ((73, b"\0"),)))
+    sent = Open(
+        4200000000, 90, b"\x0a\0\0\1", Capabilities(tuple(Family), True, True, restart, others=((73, b"\0"),))
+    )
     ((kind, data),) = Framer().receive(sent.encode())
     assert kind == 1
     assert data[1:3] == b"\x5b\xa0"  # AS_TRANS stands where four octets do not fit
     assert decode_open(data) == sent
+
+
+def test_several_paths_and_next_hops_of_ipv6_are_capabilities() -> None:
+    ways = ((Family.IPV4, AddPath.RECEIVE | AddPath.SEND), (Family.IPV6, AddPath.RECEIVE))
+    offered = Capabilities(tuple(Family), add_path=ways, extended_next_hop=True)
+    sent = Open(65001, 90, b"\x0a\0\0\1", offered).encode()
+    assert bytes.fromhex("4508 00010103 00020101") in sent
+    assert bytes.fromhex("0506 00010001 0002") in sent
+    assert decode_open(sent[19:]).capabilities == offered
+    assert offered.describe()["add_path"] == {"ipv4": "both", "ipv6": "receive"}
+
+
+@pytest.mark.parametrize(
+    ("value", "ways"),
+    [
+        ("00010102", ((Family.IPV4, AddPath.SEND),)),
+        ("00010101 00010102", ((Family.IPV4, AddPath.SEND),)),  # the last one counts
+        ("00010480 00010101", ()),  # one that does not exist: all of it counts as not understood
+        ("00010100", ()),
+        ("00010401 00190101", ()),  # families that are not carried here
+    ],
+)
+def test_add_path_with_what_is_not_understood(value: str, ways: tuple[tuple[Family, AddPath], ...]) -> None:
+    field = bytes.fromhex(value)
+    item = bytes((69, len(field))) + field
+    message = bytes.fromhex("04 fde9 00b4 0a000001") + bytes((len(item) + 2, 2, len(item))) + item
+    got = decode_open(message).capabilities
+    assert got.add_path == ways
+    assert bool(got.others) is ("80" in value or value == "00010100")
+
+
+@pytest.mark.parametrize("item", ["4503 000101", "4500", "0505 0001000100", "4505 0001010100"])
+def test_capabilities_of_a_wrong_length_are_refused(item: str) -> None:
+    field = bytes.fromhex(item)
+    with pytest.raises(RemoteError) as caught:
+        decode_open(bytes.fromhex("04 fde9 00b4 0a000001") + bytes((len(field) + 2, 2, len(field))) + field)
+    assert (caught.value.code, caught.value.subcode) == (2, 0)
+
+
+def test_a_next_hop_of_another_family_than_ipv6_is_not_ours() -> None:
+    field = bytes.fromhex("0506 000100800002")  # VPN routes over IPv6
+    message = bytes.fromhex("04 fde9 00b4 0a000001") + bytes((len(field) + 2, 2, len(field))) + field
+    got = decode_open(message).capabilities
+    assert not got.extended_next_hop
+    assert got.others == ((5, field[2:]),)
 
 
 def test_a_peer_without_capabilities_has_ipv4_and_two_octets() -> None:
@@ -154,7 +202,7 @@ def test_a_bad_open_is_answered_as_rfc_4271_says(data: str, subcode: int, answer
         Open(65536, 90, b"\1\1\1\1", Capabilities(as4=False)),
         Open(1, 2, b"\1\1\1\1"),
         Open(1, 90, b"\1\1\1"),
-        Open(1, 90, b"\1\1\1\1", Capabilities(others=((200, bytes(250)),))),
+        Open(1, 90, b"\1\1\1\1", Capabilities(others=tuple((code, bytes(250)) for code in range(200, 217)))),
         Open(1, 90, b"\1\1\1\1", Capabilities(graceful_restart=GracefulRestart(4096))),
     ],
 )

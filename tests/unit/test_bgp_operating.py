@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from backends.bgp import show
+from backends.bgp.publishing import Publisher
 from bgp import metrics, views
 from bgp.connection import Direction, Down, Established
+from bgp.daemon import show as daemon_show
 from bgp.message import AsPath, Attributes, LocalError, encode_announcement, encode_route_refresh, nlri
 from bgp.peer import PeerConfig
 from bgp.policy import EVERYTHING
@@ -252,10 +255,16 @@ def test_nobody_takes_our_prefix_nor_a_part_of_it() -> None:
     assert rejected() == free
     speaker.originate(V4, prefix(1))
     cluster.network.settle()
-    assert rejected() == {**free, "10.0.1.0/24": "our own prefix"}
+    assert rejected() == free  # others may have it too, and ours is what is used
+    (chosen,) = speaker.ribs[V4].chosen[prefix(1)]
+    assert chosen.source is speaker.local
     speaker.originate(V4, prefix(1), guard=True)
     cluster.network.settle()
-    assert rejected()["10.0.1.128/25"] == "inside our own 10.0.1.0/24"
+    assert rejected() == {
+        "10.0.1.0/24": "our own prefix",
+        "10.0.1.128/25": "inside our own 10.0.1.0/24",
+        "10.0.2.0/24": "",
+    }
     assert set(speaker.ribs[V4].chosen) == {prefix(1), prefix(2)}
     # What comes later is judged alike.
     probe.send(encode_announcement(V4, given, [nlri.parse("10.0.1.0/32")[1]], as4=True))
@@ -420,6 +429,43 @@ def test_routes_are_shown_with_why_and_to_whom() -> None:
     assert (received["accepted"], received["best"], received["as_path"]) == (True, True, "65003")
     assert {each["prefix"] for each in views.advertised(speaker, "2")} == {"10.0.1.0/24", "2001:db8:1::/48"}
     assert list(views.advertised(speaker, "9")) == []
+
+
+def test_routes_kept_while_their_peer_restarts_are_marked() -> None:
+    cluster = Cluster()
+    for number in (1, 2, 3):
+        cluster.speaker(number)
+    cluster.mesh((1, 2, 3))
+    cluster.everywhere(10, (1, 2, 3))
+    speaker = cluster.speakers[1]
+
+    publisher = Publisher(None)  # type: ignore[arg-type]  # nothing is published here
+
+    def marked() -> dict[str, set[str]]:
+        """The prefixes marked, by view; the daemon's values, its lines and the agent's lines must say the same."""
+        found: dict[str, set[str]] = {}
+        for view, items in (
+            ("routes", list(views.routes(speaker))),
+            ("received", list(views.received(speaker, "2"))),
+        ):
+            routes = [item["routes"][0] if view == "routes" else item for item in items]
+            found[view] = {item["prefix"] for item, route in zip(items, routes, strict=True) if route["stale"]}
+            agent = show.view(view, {"peer": "2", "text": "1"}, speaker, 0, publisher)
+            for lines in (agent, daemon_show.lines(view, True, items)):
+                assert sum("(stale)" in line for line in lines) == len(found[view])
+        return found
+
+    assert marked() == {"routes": set(), "received": set()}
+    cluster.crash(2)
+    cluster.network.run(5)
+    kept = {"10.0.2.0/24", "2001:db8:2::/48"}
+    assert marked() == {"routes": kept, "received": kept}
+    cluster.speaker(2, restarting=["1", "3"], deferral=20, originates=False)
+    cluster.speakers[2].originate(V4, prefix(2))
+    for number in (1, 3):
+        cluster.peer(2, number)
+    cluster.until(30, {1: {1, 2, 3, -1}})
+    assert marked() == {"routes": set(), "received": set()}
 
 
 def test_the_flight_recorder_outlives_a_flap_and_is_bounded() -> None:

@@ -448,10 +448,10 @@ def test_a_group_takes_in_a_table_by_and_by() -> None:
     rib.take_changes()
     group = UpdateGroup(PEERS[Kind.CLIENT])
     group.begin(rib)
-    assert group.fill({V4: rib}, 4) == 4
+    assert group.fill({V4: rib}, {}, 4) == 4
     rib.withdraw(one, [prefixes[0], prefixes[9]])
     group.apply(V4, rib.take_changes())
-    while group.fill({V4: rib}, 4):
+    while group.fill({V4: rib}, {}, 4):
         pass
     assert dict(group.advertised(V4, source("x"))).keys() == set(prefixes[1:9])
 

@@ -11,7 +11,7 @@ from backends.hostgw import HostGw
 from backends.ipip import IpipBackend, device6
 from backends.udp import Udp
 from backends.vxlan import VxlanBackend
-from netagent.contract import Backend, Context
+from netagent.contract import Backend, Context, Ip
 from netagent.errors import ConfigError
 from netagent.model import Address, Facts, Hop, Link, LinkFact, NextHop, Route, TunnelAttrs
 from netagent.plan.compose import Composer, Standing
@@ -66,7 +66,7 @@ def test_a_host_without_ipv4_is_told() -> None:
 
 def test_the_record_is_flannels() -> None:
     assert IPIP.lease(context(IPIP, v6=True)) == ("ipip", None, None)
-    assert IPIP.ports(context(IPIP).options) == ()
+    assert IPIP.ports(context(IPIP).options) == (Ip(4, 4), Ip(41, 6))
 
 
 def test_a_peer_is_a_nexthop_and_a_route_and_for_ipv6_a_device() -> None:

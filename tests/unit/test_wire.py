@@ -26,19 +26,20 @@ def hexed(data: bytes) -> str:
 
 
 def test_a_route_by_nexthop_object() -> None:
-    """ip route add 10.5.82.0/24 nhid 0x6e000000 proto 110"""
-    data = routes.put(Route("10.5.82.0/24", nexthop=("na-vx1", "10.5.82.0")), message.EXCL, 110, 0x6E000000, DEVICES)
-    assert hexed(data) == (
-        "2c000000 18000106 00000000 00000000 02180000 fe6e0001 00000000 08000100 0a055200 08001e00 0000006e"
+    """ip route add 10.5.82.0/24 metric 300 nhid 0x6e000000 proto 110"""
+    route = Route("10.5.82.0/24", nexthop=("na-vx1", "10.5.82.0"), metric=300)
+    assert hexed(routes.put(route, message.EXCL, 110, 0x6E000000, DEVICES)) == (
+        "34000000 18000106 00000000 00000000 02180000 fe6e0001 00000000 08000100 0a055200 08000600 2c010000 "
+        "08001e00 0000006e"
     )
 
 
 def test_a_route_by_gateway_on_link() -> None:
-    """ip route replace 10.5.82.0/24 via 10.5.82.0 dev na-vx1 onlink proto 110"""
+    """ip route replace 10.5.82.0/24 metric 0 via 10.5.82.0 dev na-vx1 onlink proto 110"""
     route = Route("10.5.82.0/24", (Hop("na-vx1", "10.5.82.0", onlink=True),))
     assert hexed(routes.put(route, message.REPLACE, 110, 0, DEVICES)) == (
-        "34000000 18000105 00000000 00000000 02180000 fe6e0001 04000000 08000100 0a055200 08000500 0a055200 "
-        "08000400 02000000"
+        "3c000000 18000105 00000000 00000000 02180000 fe6e0001 04000000 08000100 0a055200 08000600 00000000 "
+        "08000500 0a055200 08000400 02000000"
     )
 
 

@@ -51,9 +51,9 @@ _RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
 _VIA_HEADER = 2  # struct rtvia: the address family before the address
 
 # The two shapes that there are thousands of, each packed in one go.
-_BY_NEXTHOP4 = struct.Struct("=IHHII 8BI HH4s HHI")
+_BY_NEXTHOP4 = struct.Struct("=IHHII 8BI HH4s HHI HHI")
 _BY_NEXTHOP6 = struct.Struct("=IHHII 8BI HH16s HHI HHI")
-_VIA4 = struct.Struct("=IHHII 8BI HH4s HH4s HHI")
+_VIA4 = struct.Struct("=IHHII 8BI HH4s HHI HH4s HHI")
 _VIA6 = struct.Struct("=IHHII 8BI HH16s HHI HH16s HHI")
 
 _ZERO4, _ZERO6 = bytes(4), bytes(16)
@@ -111,17 +111,17 @@ def put(route: Route, flags: int, protocol: int, nexthop: int, index: Mapping[st
                 )  # fmt: skip
     else:
         family, dst = AF_INET, inet_pton(AF_INET, prefix)
-        if not metric and route.src is None and not route.mtu:
+        if route.src is None and not route.mtu:
             if nexthop:
                 return _BY_NEXTHOP4.pack(
-                    44, NEWROUTE, flags, 0, 0, family, int(length), 0, 0, TABLE_MAIN, protocol, 0, UNICAST, 0,
-                    8, _DST, dst, 8, _NH_ID, nexthop,
+                    52, NEWROUTE, flags, 0, 0, family, int(length), 0, 0, TABLE_MAIN, protocol, 0, UNICAST, 0,
+                    8, _DST, dst, 8, _PRIORITY, metric, 8, _NH_ID, nexthop,
                 )  # fmt: skip
             if len(hops) == 1 and (gateway := hops[0].gateway) is not None and ":" not in gateway:
                 hop = hops[0]
                 return _VIA4.pack(
-                    52, NEWROUTE, flags, 0, 0, family, int(length), 0, 0, TABLE_MAIN, protocol, 0, UNICAST,
-                    _ONLINK if hop.onlink else 0, 8, _DST, dst,
+                    60, NEWROUTE, flags, 0, 0, family, int(length), 0, 0, TABLE_MAIN, protocol, 0, UNICAST,
+                    _ONLINK if hop.onlink else 0, 8, _DST, dst, 8, _PRIORITY, metric,
                     8, _GATEWAY, inet_pton(AF_INET, gateway), 8, _OIF, index[hop.dev],
                 )  # fmt: skip
     return _put_any(route, flags, protocol, nexthop, index, family, dst, int(length), metric)

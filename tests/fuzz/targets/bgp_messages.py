@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from bgp.message import (
+    AddPath,
     AsPath,
     AttributeDecoder,
     Attributes,
@@ -29,7 +30,7 @@ from bgp.message import (
     nlri,
 )
 from bgp.message.attributes import describe
-from bgp.message.codes import HEADER_SIZE, MAX_MESSAGE_SIZE
+from bgp.message.codes import EXTENDED_MESSAGE_SIZE, HEADER_SIZE, MAX_MESSAGE_SIZE
 from bgp.message.framing import frame
 from tests.fuzz.target import target
 
@@ -53,13 +54,27 @@ RICH = Attributes(
     others=((0xE0, 99, b"unknown"),),
 )
 LONG = PLAIN._replace(communities=tuple(range(1, 1000)))
+LONGER = encode_announcement(
+    V4, LONG, [b"\x20\x0a" + bytes(2) + bytes((n,)) for n in range(99)], as4=True, most=65535
+)[0]
 OPENS = {
     "plain": Open(65002, 90, bytes((10, 0, 0, 2)), Capabilities(as4=False, route_refresh=False)),
     "all": Open(
         4200000002,
         9,
         bytes((10, 0, 0, 2)),
-        Capabilities((V4, V6), True, True, GracefulRestart(120, True, ((V4, True), (V6, False))), ((73, b"\4name"),)),
+        Capabilities(
+            (V4, V6), True, True, GracefulRestart(120, True, ((V4, True), (V6, False))), others=((73, b"\4name"),)
+        ),
+    ),
+    "several": Open(
+        65001,
+        9,
+        bytes((10, 0, 0, 2)),
+        Capabilities((V4, V6), add_path=((V4, AddPath(3)), (V6, AddPath(1))), extended_next_hop=True),
+    ),
+    "long": Open(
+        65002, 9, bytes((10, 0, 0, 2)), Capabilities((V4, V6), others=((200, bytes(250)), (201, b"x" * 200)))
     ),
 }
 
@@ -81,14 +96,15 @@ def error_of(error: RemoteError, *codes: int) -> tuple[int, int, bytes]:
 # ------------------------------------------------------------------------------------------------- framing
 
 
-def _cut(chunks: list[bytes]) -> tuple[list[tuple[int, bytes]], tuple[int, int, bytes] | None, int]:
+def _cut(chunks: list[bytes], most: int) -> tuple[list[tuple[int, bytes]], tuple[int, int, bytes] | None, int]:
     framer, found = Framer(), []
+    framer.most = most
     for chunk in chunks:
         try:
             found.extend(framer.receive(chunk))
         except RemoteError as error:
             return found, error_of(error, 1), 0
-        assert len(framer._rest) < MAX_MESSAGE_SIZE
+        assert len(framer._rest) < most
     return found, None, len(framer._rest)
 
 
@@ -97,6 +113,8 @@ def _framing_seeds() -> dict[str, bytes]:
     return {
         "stream": b"\x07" + stream,
         "long": b"\x3f" + encode_announcement(V4, LONG, PREFIXES4, as4=True)[0],
+        "extended": b"\x7f" + LONGER,
+        "extended-without": b"\x3f" + LONGER,
         "bad-marker": b"\x05" + frame(4, b"") + b"\0" * 19,
         "bad-length": b"\x05" + b"\xff" * 16 + b"\0\x12\4",
     }
@@ -106,10 +124,11 @@ def _framing_seeds() -> dict[str, bytes]:
 def framing(data: bytes) -> None:
     """However the stream is cut, the same messages and the same error; one incomplete message is kept at most."""
     size, stream = data[0] % 64 + 1 if data else 1, data[1:]
-    whole = _cut([stream])
-    assert whole == _cut([stream[at : at + size] for at in range(0, len(stream), size)] or [b""])
+    most = EXTENDED_MESSAGE_SIZE if data and data[0] & 0x40 else MAX_MESSAGE_SIZE
+    whole = _cut([stream], most)
+    assert whole == _cut([stream[at : at + size] for at in range(0, len(stream), size)] or [b""], most)
     messages, error, rest = whole
-    again = b"".join(frame(kind, body) for kind, body in messages)
+    again = b"".join(frame(kind, body, most) for kind, body in messages)
     assert stream.startswith(again)
     assert error is not None or len(again) + rest == len(stream)
 
@@ -119,9 +138,9 @@ def framing(data: bytes) -> None:
 
 @target(
     "bgp-open",
-    covers=("bgp.message.open:decode_open",),
+    covers=("bgp.message.open:decode_open", "bgp.message.capabilities:decode_capabilities"),
     seeds=lambda: {name: body(message.encode()) for name, message in OPENS.items()},
-    longest=300,
+    longest=1200,
 )
 def open_(data: bytes) -> None:
     """What is read can be sent, and is read the same again; what is sent are capabilities that came."""
@@ -138,18 +157,29 @@ def open_(data: bytes) -> None:
         return  # capabilities that came in several parameters may not fit into one
     assert decode_open(body(again)) == found
     came, sent = _capabilities(data), _capabilities(body(again))
-    restarts = [int.from_bytes(value[:2], "big") & 0x8FFF for code, value in (*came, *sent) if code == 64]
+    restarts = [int.from_bytes(value[:2], "big") & 0xCFFF for code, value in (*came, *sent) if code == 64]
     assert not restarts or restarts[0] == restarts[-1]
     if all(code != 1 for code, _ in came):
         came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
-    assert {item for item in sent if item[0] != 64} <= set(came)
+    assert {item for item in sent if item[0] not in (5, 64, 69)} <= set(came)
+    assert _entries(sent, 5, 6) <= _entries(came, 5, 6)
+    assert _entries(sent, 69, 4) <= _entries(came, 69, 4)
+
+
+def _entries(items: list[tuple[int, bytes]], wanted: int, size: int) -> set[bytes]:
+    """All that the capabilities of one code list: one may be sent for several, without what is not known."""
+    return {value[at : at + size] for code, value in items if code == wanted for at in range(0, len(value), size)}
 
 
 def _capabilities(message: bytes) -> list[tuple[int, bytes]]:
     """Code and value of each, by the letter of RFC 5492."""
-    found, parameters = [], message[10:]
+    found, parameters, octets = [], message[10:], 1
+    if message[9] and parameters[0] == 255:  # RFC 9072
+        parameters, octets = parameters[3:], 2
     while parameters:
-        field, parameters = parameters[2 : 2 + parameters[1]], parameters[2 + parameters[1] :]
+        start = 1 + octets
+        size = int.from_bytes(parameters[1:start], "big")
+        field, parameters = parameters[start : start + size], parameters[start + size :]
         while field:
             code, value = field[0], field[2 : 2 + field[1]]
             found.append((code, value[:2] + b"\0" + value[3:] if code == 1 else value))  # an octet is reserved
@@ -163,11 +193,12 @@ def _capabilities(message: bytes) -> list[tuple[int, bytes]]:
 def check_update(update: Update) -> None:
     """What holds for every UPDATE that is passed on."""
     for family, prefixes in (*update.withdrawn, *((family, some) for family, some, _ in update.announced)):
-        for prefix in prefixes:
-            assert nlri.parse(nlri.text(family, prefix)) == (family, prefix)
-            ipaddress.ip_network(nlri.text(family, prefix))  # no bits behind the length
+        assert len({len(nlri.cut(family, path)[1]) for path in prefixes}) < 2
+        for path in prefixes:
+            assert nlri.parse(nlri.text(family, path)) == (family, nlri.prefix_of(family, path))
+            ipaddress.ip_network(nlri.text(family, path))  # no bits behind the length
     for family, _, attributes in update.announced:
-        assert len(attributes.next_hop) in ((4,) if family is V4 else (16, 32))
+        assert len(attributes.next_hop) in ((4, 16, 32) if family is V4 else (16, 32))
         describe(attributes)
     for fault in update.faults:
         assert str(fault)
@@ -189,7 +220,17 @@ def _update_seeds() -> dict[str, bytes]:
         "end-of-rib": [encode_end_of_rib(V4)],
         "end-of-rib6": [encode_end_of_rib(V6)],
     }
-    made = {name: (b"\2" if "as2" in name else b"\0") + body(messages[0]) for name, messages in seeds.items()}
+    paths4, paths6 = ([prefix + bytes((0, 0, 0, 7)) for prefix in some] for some in (PREFIXES4, PREFIXES6))
+    several = {
+        "several": encode_announcement(V4, PLAIN, paths4, as4=True),
+        "several6": encode_announcement(V6, PLAIN._replace(next_hop=HOP6), paths6, as4=True),
+        "several-over6": encode_announcement(V4, PLAIN._replace(next_hop=HOP6), paths4, as4=True),
+        "several-withdraw": encode_withdrawal(V4, paths4),
+        "several-withdraw6": encode_withdrawal(V6, paths6),
+    }
+    over6 = body(encode_announcement(V4, PLAIN._replace(next_hop=HOP6), PREFIXES4, as4=True)[0])
+    made = {"over6": b"\x20" + over6} | {name: b"\x30" + body(messages[0]) for name, messages in several.items()}
+    made |= {name: (b"\2" if "as2" in name else b"\0") + body(messages[0]) for name, messages in seeds.items()}
     reach, unreach = (
         body(encode_announcement(V6, six, PREFIXES6, as4=True)[0]),
         body(encode_withdrawal(V6, PREFIXES6)[0]),
@@ -221,16 +262,25 @@ def update(data: bytes) -> None:
         return
     flags, message = data[0], data[1:]
     families = (V6,) if flags & 4 else (V4,) if flags & 8 else (V4, V6)
-    decoder = UpdateDecoder(families, AttributeDecoder(as4=not flags & 2, internal=not flags & 1))
+    identified = (V4, V6) if flags & 16 else ()
+    decoder = UpdateDecoder(
+        families,
+        AttributeDecoder(as4=not flags & 2, internal=not flags & 1),
+        identified=identified,
+        extended=bool(flags & 32),
+    )
     found = _decoded(decoder, message)
     assert _decoded(decoder, message) == found
     if not isinstance(found, Update):
         return
     check_update(found)
+    if not flags & 32:
+        assert all(family is V6 or len(attributes.next_hop) == 4 for family, _, attributes in found.announced)
     routes = sum(len(part[1]) for part in (*found.withdrawn, *found.announced))
     assert routes <= len(message)
     assert {part[0] for part in (*found.withdrawn, *found.announced)} <= set(families)
-    clean = UpdateDecoder((V4, V6), AttributeDecoder(as4=True, internal=True))
+    attributes_too = AttributeDecoder(as4=True, internal=True)
+    clean = UpdateDecoder((V4, V6), attributes_too, identified=identified, extended=True)
     for family, prefixes in found.withdrawn:
         sent = [clean.decode(body(one)) for one in encode_withdrawal(family, prefixes)]
         assert [prefix for one in sent for _, some in one.withdrawn for prefix in some] == prefixes
@@ -262,6 +312,8 @@ def _decoded(decoder: UpdateDecoder, message: bytes) -> Update | tuple[int, int,
         "shutdown": body(Notification.shutdown("maintenance until 22:00, ask Ü").encode()),
         "prefixes": body(Notification.too_many_prefixes(V6, 1000).encode()),
         "hold": b"\4\0",
+        "hard": body(Notification.shutdown("gone for good").hard().encode()),
+        "harder": body(Notification.shutdown("gone").hard().hard().encode()),
     },
     longest=300,
 )
@@ -273,6 +325,7 @@ def notification(data: bytes) -> None:
     assert body(found.encode()) == data
     assert str(found).isprintable()
     assert found.text in str(found)
+    assert found.hard().inside == found
 
 
 @target(

@@ -19,7 +19,7 @@ from netagent.kernel.nexthops import NexthopIds
 from netagent.kernel.nft import _listing
 from netagent.kernel.ruleset import Packet, Rules, words
 from netagent.kernel.wire import addresses, links, message, neighbours, netconf, nexthops, routes
-from netagent.model import KINDS, Hop, Route, VxlanAttrs
+from netagent.model import KINDS, Hop, Inbound, Route, VxlanAttrs
 from tests.fuzz.target import Input, pieces, target
 
 DECODERS = {
@@ -246,8 +246,9 @@ def walk(ruleset: list[dict[str, Any]]) -> None:
     packets = (
         Packet("forward", 4, "10.5.0.0/16", "10.5.0.0/16", iifs=("na-vx1",)),
         Packet("forward", 6, "fc00::/48", "fc00::/48"),
-        Packet("input", 4, "192.168.50.12", port=8472, iifs=("eth0",)),
-        Packet("input", 6, "fd50::12", port=8472),
+        Packet("input", 4, "192.168.50.12", protocol=17, port=8472, iifs=("eth0",)),
+        Packet("input", 4, "192.168.50.12", protocol=4, iifs=("eth0",)),
+        Packet("input", 6, "fd50::12", protocol=6, port=179),
     )
     for packet in packets:
         for drop in rules.drops(packet):
@@ -255,8 +256,9 @@ def walk(ruleset: list[dict[str, Any]]) -> None:
             assert isinstance(drop.rule, str)
     for inner in rules.targets("forward", 4, "10.5.0.0/16"):
         assert ipaddress.ip_network(inner).subnet_of(ipaddress.ip_network("10.5.0.0/16"))
+    inbound, peers = (Inbound(17, 8472), Inbound(6, 179), Inbound(4)), ("192.168.50.12",)
     own, prefixes = ("inet", "netagent"), ("10.5.0.0/16", "fc00::/48")
-    for finding in foreign.findings(ruleset, own, prefixes, (8472,), devices=("na-vx1",), peers=("192.168.50.12",)):
+    for finding in foreign.findings(ruleset, own, prefixes, inbound, devices=("na-vx1",), peers=peers):
         assert finding.remedy
 
 
