@@ -21,7 +21,7 @@ from bgp.connection import Down
 from bgp.daemon import show
 from bgp.daemon.config import parse
 from bgp.daemon.errors import ConfigError
-from bgp.message import Cease, ErrorCode
+from bgp.message import Cease, ErrorCode, Notification
 from bgp.peer import Peer
 from bgp.transport import Transport
 from tests.unit.test_bgp_speaker import Cluster, address
@@ -122,12 +122,13 @@ def test_the_session_ends_and_the_routes_go_at_once() -> None:
     assert peer.session.last_down is not None
     sent = peer.session.last_down.sent
     assert sent is not None
-    assert (sent.code, sent.subcode) == (ErrorCode.CEASE, Cease.BFD_DOWN)
+    assert sent.is_hard  # graceful restart is not for this (RFC 8538), and both sides have it
+    assert sent.inside == Notification(ErrorCode.CEASE, Cease.BFD_DOWN)
     events = [entry.get("event") for entry in views.log(cluster.speakers[1], "2", cluster.network.now)]
     assert "BFD down: detection time expired" in events
     cluster.everywhere(20, (1, 2))  # and comes back by itself
     (down,) = [news for news in cluster.events(2, Down) if news.received]
-    assert down.received.subcode == Cease.BFD_DOWN
+    assert down.received.inside == sent.inside
 
 
 @pytest.mark.parametrize("independent", [False, True])
