@@ -284,7 +284,7 @@ class VmLab:
                 pairs = [(wiring.container(source), self.container_ip(name, family)) for name in targets]
                 size = self.mtu(source) - (28 if family == 4 else 48) if largest else 56
                 request = {"pairs": pairs, "count": count, "timeout": timeout, "size": size, "whole": largest}
-                done = await self.vms[source].exec("python3", PINGER, input=json.dumps(request) + "\n", timeout=90)
+                done = await self.vms[source].exec("python3", PINGER, input=json.dumps(request) + "\n")
                 cells.extend(
                     Cell(source=source, target=target, family=family, times=tuple(times))
                     for target, times in zip(targets, json.loads(done.out), strict=True)
