@@ -208,13 +208,13 @@ class UpdateGroup:
         pieces: list[Piece] = []
         for source, prefixes in gone.items():
             if self._others(source):
-                pieces.append((source, encode_withdrawal(family, prefixes)))
+                pieces.append((source, encode_withdrawal(family, prefixes, settings.longest)))
         pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
         changed = (*gone.values(), *groups.values(), *only.values())
         if changed:
             self._snapshots.pop(family, None)
             self._counts.pop(family, None)
-        withdrawals = {source: encode_withdrawal(family, some) for source, some in only.items()}
+        withdrawals = {source: encode_withdrawal(family, some, settings.longest) for source, some in only.items()}
         return Batch(pieces, withdrawals, changed)
 
     def snapshot(self, family: Family) -> Snapshot:
@@ -244,7 +244,7 @@ class UpdateGroup:
                 gone.append(prefix)
             else:
                 groups.setdefault(what, []).append(prefix)
-        messages = encode_withdrawal(family, gone)
+        messages = encode_withdrawal(family, gone, self.settings.longest)
         for _, some in self._encode(family, groups):
             messages += some
         return messages
@@ -287,13 +287,14 @@ class UpdateGroup:
         return len(self.members) > (source in self.members)
 
     def _encode(self, family: Family, groups: Mapping[_Told, Sequence[bytes]]) -> Iterator[Piece]:
+        as4, longest = self.settings.as4, self.settings.longest
         for (attributes, source), prefixes in groups.items():
             try:
-                messages = encode_announcement(family, attributes, prefixes, as4=self.settings.as4)
+                messages = encode_announcement(family, attributes, prefixes, as4=as4, most=longest)
             except LocalError as error:
                 # RFC 4271 section 9.2: such a route is not announced; what was announced before is taken back.
                 self.failures.update(dict.fromkeys(prefixes, str(error)))
-                messages = encode_withdrawal(family, prefixes)
+                messages = encode_withdrawal(family, prefixes, longest)
             else:
                 if self.failures:
                     for prefix in prefixes:

@@ -67,6 +67,11 @@ class Session:
                 return connection.negotiated
         return None
 
+    @property
+    def unanswered(self) -> int:
+        """Attempts to connect, one after the other, to which nothing came back."""
+        return self._outgoing.unanswered
+
     def timers(self) -> dict[str, float | None]:
         """When each timer runs out: that of the connection that has come furthest, and of the next start."""
         furthest = max(self._connections.values(), key=lambda connection: connection.state)
@@ -154,6 +159,10 @@ class Session:
     def unread(self, direction: Direction, now: float) -> None:
         """Octets have come on a connection and wait to be received."""
         self._connections[direction].unread(now)
+
+    def waits(self, direction: Direction, since: float | None) -> None:
+        """What was sent on a connection waits: TCP has taken nothing since then; None when nothing waits."""
+        self._connections[direction].waits(since)
 
     def deadline(self) -> float | None:
         """When `expire` is to be called; None while nothing is awaited."""

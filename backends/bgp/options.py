@@ -20,6 +20,7 @@ from bfd.session import LEAST_INTERVAL, LONGEST_INTERVAL, Timing
 from bgp.bfd import DEFAULT_TIMING as DEFAULT_BFD
 from bgp.bfd import Bfd
 from bgp.message.codes import WellKnownCommunity
+from bgp.transport import NO_TCP_AO
 from netagent.contract import Options
 from netagent.errors import ConfigError
 from netagent.model import Finding
@@ -379,6 +380,9 @@ class _Reader:
         self.values: dict[str, Any] = {}
         for key, value in raw.items():
             name = names.get(key.lower())
+            if name is None and key.lower().replace("-", "").replace("_", "").startswith("tcpao"):
+                remedy = "Use PasswordFile (TCP MD5), and TTLSecurity (GTSM) for routers; take this option away"
+                raise ConfigError(NO_TCP_AO, where=f"{where}.{key}", remedy=remedy)
             if name is None:
                 findings.append(
                     Finding(

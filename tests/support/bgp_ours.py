@@ -86,19 +86,13 @@ class Ours(Router):
 
     async def routes(self, family: str = "ipv4") -> Table:
         """What is used or could be: a route that was refused is left out, as others show it."""
-        stale = {name for name, view in (await self._stale(family)).items() if view}
         table: Table = {}
         for entry in await self.command("routes"):
             if entry["family"] == family:
-                routes = [_route(route, route["from"] in stale) for route in entry["routes"] if _usable(route, entry)]
+                routes = [_route(route) for route in entry["routes"] if _usable(route, entry)]
                 if routes:
                     table[entry["prefix"]] = routes
         return table
-
-    async def _stale(self, family: str) -> dict[str, int]:
-        """How many stale routes each peer has left: a table does not say which they are."""
-        views = await self.command("peers")
-        return {view["name"]: view["prefixes"].get(family, {}).get("stale", 0) for view in views}
 
     # ----------------------------------------------------------------------------------------- operating
 
@@ -194,7 +188,7 @@ def _usable(route: dict[str, Any], entry: dict[str, Any]) -> bool:
     return bool(route["used"]) or str(route["why"]).startswith("the best has")
 
 
-def _route(route: dict[str, Any], stale: bool) -> RouteView:
+def _route(route: dict[str, Any]) -> RouteView:
     return RouteView(
         str(route.get("next_hop") or ""),
         tuple(int(asn) for asn in str(route.get("as_path", "")).split()),
@@ -204,5 +198,5 @@ def _route(route: dict[str, Any], stale: bool) -> RouteView:
         tuple(route.get("large_communities", ())),
         str(route.get("originator_id", "")),
         tuple(route.get("cluster_list", ())),
-        stale,
+        route["stale"],
     )

@@ -155,6 +155,12 @@ def test_everything_is_read_in_any_case() -> None:
             "Backend.Routers[0].ExtendedNextHop",
             "sessions over IPv6",
         ),
+        ({"TCPAO": {"Key": "x"}}, "Backend.TCPAO", "CONFIG_TCP_AO"),
+        (
+            {"Routers": [{"Address": "192.0.2.1", "AS": 1, "tcp-ao": "x"}]},
+            "Backend.Routers[0].tcp-ao",
+            "CONFIG_TCP_AO",
+        ),
         ({"RestartTime": 4096}, "Backend.RestartTime", "out of range"),
         ({"Reflectors": "h1"}, "Backend.Reflectors", "list"),
         ({"Reflectors": [1]}, "Backend.Reflectors[0]", "text"),
