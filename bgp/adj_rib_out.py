@@ -10,7 +10,7 @@ prefix, and each path is told, changed and taken back like a prefix of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bgp.decision import ranked, usable
 from bgp.export import ExportSettings, Several, export
@@ -158,9 +158,9 @@ class UpdateGroup:
                 changes.update(paths)
         return self.apply(rib.family, changes)
 
-    def _choice(self, rib: Rib, prefix: bytes, candidates: Iterable[Route]) -> Iterable[Route]:
+    def _choice(self, rib: Rib, prefix: bytes, candidates: Sequence[Route]) -> Iterable[Route]:
         several = self.several[rib.family]
-        if several == Several():
+        if several == Several() or len(candidates) == 1:
             return usable(candidates, rib.metric)
         found: list[Route] = []
         next_hops = set()
@@ -208,13 +208,13 @@ class UpdateGroup:
         pieces: list[Piece] = []
         for source, prefixes in gone.items():
             if self._others(source):
-                pieces.append((source, encode_withdrawal(family, prefixes)))
+                pieces.append((source, encode_withdrawal(family, prefixes, settings.longest)))
         pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
         changed = (*gone.values(), *groups.values(), *only.values())
         if changed:
             self._snapshots.pop(family, None)
             self._counts.pop(family, None)
-        withdrawals = {source: encode_withdrawal(family, some) for source, some in only.items()}
+        withdrawals = {source: encode_withdrawal(family, some, settings.longest) for source, some in only.items()}
         return Batch(pieces, withdrawals, changed)
 
     def snapshot(self, family: Family) -> Snapshot:
@@ -244,7 +244,7 @@ class UpdateGroup:
                 gone.append(prefix)
             else:
                 groups.setdefault(what, []).append(prefix)
-        messages = encode_withdrawal(family, gone)
+        messages = encode_withdrawal(family, gone, self.settings.longest)
         for _, some in self._encode(family, groups):
             messages += some
         return messages
@@ -294,15 +294,15 @@ class UpdateGroup:
             return False
         return len(self.members) > (source in self.members)
 
-    def _encode(self, family: Family, groups: Mapping[_Told, Iterable[bytes]]) -> Iterator[Piece]:
-        failures = self.failures[family]
+    def _encode(self, family: Family, groups: Mapping[_Told, Sequence[bytes]]) -> Iterator[Piece]:
+        as4, longest, failures = self.settings.as4, self.settings.longest, self.failures[family]
         for (attributes, source), prefixes in groups.items():
             try:
-                messages = encode_announcement(family, attributes, prefixes, as4=self.settings.as4)
+                messages = encode_announcement(family, attributes, prefixes, as4=as4, most=longest)
             except LocalError as error:
                 # RFC 4271 section 9.2: such a route is not announced; what was announced before is taken back.
                 failures.update(dict.fromkeys(prefixes, str(error)))
-                messages = encode_withdrawal(family, prefixes)
+                messages = encode_withdrawal(family, prefixes, longest)
             else:
                 if failures:
                     for prefix in prefixes:

@@ -30,11 +30,14 @@ from bgp.message import (
     decode_open,
     decode_route_refresh,
 )
-from bgp.message.codes import OpenError
+from bgp.message.codes import EXTENDED_MESSAGE_SIZE, MAX_MESSAGE_SIZE, OpenError
 from bgp.recorder import Context, Recorder
 
 LARGE_HOLD_TIME = 240.0
 """Seconds that a peer has for its OPEN (section 8.2.2)."""
+
+LEAST_SEND_HOLD = 480.0
+"""Seconds that TCP may take nothing in, or twice the hold time if that is more (RFC 9687 section 5)."""
 
 _UNREAD = 1.0
 """Seconds within which what lies unread is read."""
@@ -44,6 +47,11 @@ assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
 
 _SHOWN_STATE_ERROR = {State.OPEN_SENT: 1, State.OPEN_CONFIRM: 2, State.ESTABLISHED: 3}
 
+
+_FOR_GOOD = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_DOWN)
+"""Ends after which nothing of the peer's is to stay: a Hard Reset, where there is one (RFC 8538 section 5). What BFD
+finds broken is forwarding itself (RFC 9384 section 4).
+"""
 
 _DEFAULT_CAPABILITIES = Capabilities()
 
@@ -70,6 +78,8 @@ class Settings:
     """Never connect, only accept."""
     longest_idle: float = 120.0
     """The longest wait after repeated failures."""
+    send_hold: float | None = None
+    """How long TCP may take nothing of what we say; 0: for ever; None: as RFC 9687 says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,10 @@ class Negotiated:
     """The same for us."""
     extended_next_hop: bool = False
     """IPv4 may have a next hop of IPv6 (RFC 8950)."""
+    longest_out: int = MAX_MESSAGE_SIZE
+    """The longest message that the peer takes (RFC 8654)."""
+    notification_restart: bool = False
+    """Graceful restart holds after a NOTIFICATION too, unless it is a Hard Reset (RFC 8538)."""
 
 
 # What a connection asks of the world.
@@ -133,6 +147,14 @@ class Down:
     received: Notification | None = None
     peer_open: Open | None = None
     """The peer's OPEN, if it had come."""
+    notification_restart: bool = False
+    """As it was agreed on: a NOTIFICATION that is no Hard Reset is no end for graceful restart (RFC 8538)."""
+
+    @property
+    def for_good(self) -> bool:
+        """Whether something was said after which the peer is not waited for."""
+        said = [each for each in (self.sent, self.received) if each is not None]
+        return bool(said) and (not self.notification_restart or any(each.is_hard for each in said))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +200,7 @@ class Connection:
         self._retry_at: float | None = None
         self._hold_at: float | None = None
         self._keepalive_at: float | None = None
+        self._send_hold_at: float | None = None
 
     # -------------------------------------------------------------------------------------------- from outside
 
@@ -189,6 +212,8 @@ class Connection:
             self._fire(Event.MANUAL_START if manual else Event.AUTOMATIC_START, now)
 
     def stop(self, now: float, notification: Notification, *, manual: bool = True) -> None:
+        if self.negotiated and self.negotiated.notification_restart and notification.code == ErrorCode.CEASE:
+            notification = notification.hard() if notification.subcode in _FOR_GOOD else notification
         self._notify_with(notification, str(notification))
         self._fire(Event.MANUAL_STOP if manual else Event.AUTOMATIC_STOP, now)
 
@@ -232,9 +257,22 @@ class Connection:
         if self._hold_at is not None and self._hold_at <= now:
             self._hold_at = now + _UNREAD
 
+    def waits(self, since: float | None) -> None:
+        """What we say waits: TCP has taken nothing since then; None when nothing waits."""
+        period = self.settings.send_hold
+        if period is None:
+            period = max(LEAST_SEND_HOLD, 2 * self._hold_time)
+        runs = since is not None and self.state is State.ESTABLISHED and self._hold_time and period
+        self._send_hold_at = since + period if runs and since is not None else None
+
     def timers(self) -> dict[str, float | None]:
         """When each runs out; None where it does not run."""
-        return {"connect_retry": self._retry_at, "hold": self._hold_at, "keepalive": self._keepalive_at}
+        return {
+            "connect_retry": self._retry_at,
+            "hold": self._hold_at,
+            "keepalive": self._keepalive_at,
+            "send_hold": self._send_hold_at,
+        }
 
     def deadline(self) -> float | None:
         """When `expire` is to be called next."""
@@ -243,6 +281,8 @@ class Connection:
             earliest = self._keepalive_at
         if self._retry_at is not None and (earliest is None or self._retry_at < earliest):
             earliest = self._retry_at
+        if self._send_hold_at is not None and (earliest is None or self._send_hold_at < earliest):
+            earliest = self._send_hold_at
         return earliest
 
     def expire(self, now: float) -> None:
@@ -252,6 +292,10 @@ class Connection:
         if self._hold_at is not None and self._hold_at <= now:
             self._notify_with(Notification(ErrorCode.HOLD_TIMER_EXPIRED), "the hold timer expired")
             self._fire(Event.HOLD_TIMER_EXPIRES, now)
+        if self._send_hold_at is not None and self._send_hold_at <= now:
+            error = Notification(ErrorCode.SEND_HOLD_TIMER_EXPIRED)
+            self._reason = f"{error}: the peer takes nothing of what we say"
+            self._fire(Event.SEND_HOLD_TIMER_EXPIRES, now)
         if self._retry_at is not None and self._retry_at <= now:
             if self.state is State.CONNECT:
                 self.unanswered += 1
@@ -359,7 +403,10 @@ class Connection:
             self._recorder.note(f"established, {self.direction.value}", now)
             self._outputs.append(Established(negotiated))
         elif transition.next is State.IDLE or (transition.next is State.ACTIVE and was is State.OPEN_SENT):
-            self._outputs.append(Down(self.direction, was, self._reason, sent, self._received, self.received_open))
+            keeps = self.negotiated is not None and self.negotiated.notification_restart
+            self._outputs.append(
+                Down(self.direction, was, self._reason, sent, self._received, self.received_open, keeps)
+            )
             if was is not State.ACTIVE:  # who only waited has nothing to tell
                 self._recorder.note(f"down in {was.name}, {self.direction.value}: {self._reason}", now)
             self._forget()
@@ -369,8 +416,10 @@ class Connection:
             self._outputs.append(Connect())
         elif action is Action.DROP:
             self._outputs.append(Close(self.direction))
-            self._hold_at = self._keepalive_at = None
+            self._hold_at = self._keepalive_at = self._send_hold_at = None
         elif action is Action.SEND_OPEN:
+            if self.settings.capabilities.extended_messages:
+                self._framer.most = EXTENDED_MESSAGE_SIZE
             self._say(self._own_open().encode(), now)
         elif action is Action.SEND_KEEPALIVE:
             self._say(KEEPALIVE, now)
@@ -435,6 +484,8 @@ def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direct
         _several(families, theirs, ours),
         _several(families, ours, theirs),
         ours.extended_next_hop and theirs.extended_next_hop and Family.IPV4 in families,
+        EXTENDED_MESSAGE_SIZE if ours.extended_messages and theirs.extended_messages else MAX_MESSAGE_SIZE,
+        all(each and each.notification for each in (ours.graceful_restart, theirs.graceful_restart)),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bgp.decision import DEFAULT_LOCAL_PREF
 from bgp.message import Attributes, Family
-from bgp.message.codes import WellKnownCommunity
+from bgp.message.codes import MAX_MESSAGE_SIZE, WellKnownCommunity
 from bgp.policy import Policy
 from bgp.route import Kind, Route
 
@@ -47,6 +47,8 @@ class ExportSettings:
     """The families in which the peers take several routes to a prefix."""
     extended: bool = False
     """Whether they take a next hop of IPv6 for IPv4 (RFC 8950)."""
+    longest: int = MAX_MESSAGE_SIZE
+    """The longest message that they take (RFC 8654)."""
 
 
 def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route) -> Attributes | None:

@@ -1,5 +1,7 @@
 """The finite state machine of RFC 4271 section 8: what happens in each state on each event.
 
+With the send hold timer of RFC 9687 (event 29).
+
 Rule: everything that decides about a session's state is in TABLE; who drives it (connection.py) only carries out
 actions in their order. A pair that is not in the table leaves everything as it is.
 
@@ -14,6 +16,9 @@ DelayOpen, so events 12 and 20 do not exist. Where it departs from the letter:
 - Whatever leads to Idle stops the ConnectRetryTimer, event 18 in Active too, where the RFC restarts it: session.py
   plans the new start.
 - ROUTE-REFRESH (RFC 2918) is treated like UPDATE.
+- The SendHoldTimer runs while octets wait for TCP, since the last that it took, and not when nothing waits: with
+  keepalives going out that is the timer of RFC 9687, which each message sent restarts. What it ends is not told to
+  the peer, which takes nothing.
 """
 
 from __future__ import annotations
@@ -55,6 +60,8 @@ class Event(IntEnum):
     KEEPALIVE = 26
     UPDATE = 27
     UPDATE_ERROR = 28
+    SEND_HOLD_TIMER_EXPIRES = 29
+    """RFC 9687 section 3."""
     ROUTE_REFRESH = 100
     """Not in RFC 4271."""
 
@@ -160,7 +167,7 @@ TABLE: dict[State, dict[Event, Transition]] = {
         E.KEEPALIVE: Transition(S.ESTABLISHED, (A.START_HOLD,)),
         E.UPDATE: Transition(S.ESTABLISHED, (A.START_HOLD,)),
         E.ROUTE_REFRESH: Transition(S.ESTABLISHED, (A.START_HOLD,)),
-        **_to_idle(_FAIL, E.TCP_FAILS, E.NOTIFICATION, E.NOTIFICATION_VERSION_ERROR),
+        **_to_idle(_FAIL, E.TCP_FAILS, E.NOTIFICATION, E.NOTIFICATION_VERSION_ERROR, E.SEND_HOLD_TIMER_EXPIRES),
         **_to_idle(
             _NOTIFY_AND_FAIL,
             *(E.AUTOMATIC_STOP, E.HOLD_TIMER_EXPIRES, E.HEADER_ERROR, E.UPDATE_ERROR, E.COLLISION_DUMP),

@@ -60,6 +60,8 @@ class PeerConfig:
     passive: bool = False
     hold_time: int = 90
     connect_retry: float = 30.0
+    send_hold: float | None = None
+    """Seconds that it may take nothing of what we say (RFC 9687); 0: for ever; None: 480 or twice the hold time."""
     local_asn: int | None = None
     """Our AS as this peer knows it, where that is another one."""
     next_hop_self: bool | None = None
@@ -83,6 +85,8 @@ class PeerConfig:
     """Which of several routes to a prefix it is told, if it takes them; None: of the best alone."""
     extended_next_hop: bool = False
     """Whether routes of IPv4 may have a next hop of IPv6, both ways (RFC 8950)."""
+    extended_messages: bool = True
+    """Whether it may send messages of up to 65,535 octets, and is sent them if it takes them (RFC 8654)."""
     transport: Transport = DEFAULT_TRANSPORT
     bfd: Bfd | None = None
     """Whether and how BFD watches over the peer."""
@@ -112,6 +116,8 @@ class Peer:
         """The range that it comes from; None: it is listed."""
         self.locals: dict[Direction, bytes] = {}
         """Our address in its connections."""
+        self.stood = False
+        """Whether a session with it has stood: since then we have gone on forwarding."""
         self.bfd: Status | None = None
         """What BFD says of it, as far as it was heard."""
         self.flaps = 0
@@ -152,6 +158,7 @@ class Peer:
 
     def established(self, negotiated: Negotiated) -> None:
         """Fill in what its OPEN said."""
+        self.stood = True
         self.source.asn = negotiated.received.asn
         self.source.identifier = negotiated.received.identifier
         self.source.kind = self.kind(self.source.asn)
@@ -192,12 +199,21 @@ class Peer:
             negotiated.families,
             negotiated.as4,
             speaker.cluster_id,
-            self.own_addresses(),
+            self._next_hops(negotiated),
             self.config.next_hop_self,
             self.config.export_policy,
             self._several(negotiated),
             negotiated.extended_next_hop,
+            negotiated.longest_out,
         )
+
+    def _next_hops(self, negotiated: Negotiated) -> tuple[tuple[Family, bytes], ...]:
+        """Our addresses for what goes by way of us. Over IPv6, IPv4 goes the session's way too if it can."""
+        over_ipv6 = len(self.locals.get(negotiated.direction, b"")) == 16 or len(self.config.address) == 16
+        ours = self.own_addresses()
+        if not (negotiated.extended_next_hop and over_ipv6):
+            return ours
+        return tuple((family, address) for family, address in ours if family is Family.IPV6)
 
     def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
         several = self.config.several_out
@@ -221,12 +237,11 @@ class Peer:
         refused = self._refused(received)
         if refused:
             return ((paths, received, refused),)
-        prefixes = nlri.prefixes_of(family, paths)
-        if self.config.import_policy is None and not self._own.concern(family, prefixes):
+        if self.config.import_policy is None and not self._own.concern(family, paths):
             return ((paths, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
-        for path, prefix in zip(paths, prefixes, strict=True):
-            fates.setdefault(self._fate(family, prefix, received), []).append(path)
+        for path in paths:
+            fates.setdefault(self._fate(family, nlri.prefix_of(family, path), received), []).append(path)
         return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
 
     def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:
@@ -264,12 +279,17 @@ class Peer:
         return ""
 
 
-def capabilities(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Capabilities:
-    """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1)."""
+def capabilities(
+    speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool, stood: bool = False
+) -> Capabilities:
+    """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1).
+
+    Forwarding went on while there was no session with a peer that `stood` before.
+    """
     restart = None
     if speaker.restart_time:
-        preserved = tuple((family, restarting) for family in speaker.families)
-        restart = GracefulRestart(speaker.restart_time, restarting, preserved)
+        preserved = tuple((family, restarting or stood) for family in speaker.families)
+        restart = GracefulRestart(speaker.restart_time, restarting, preserved, notification=True)
     ways = AddPath(0)
     if config.several_in:
         ways |= AddPath.RECEIVE
@@ -280,6 +300,7 @@ def capabilities(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool
         graceful_restart=restart,
         add_path=tuple((family, ways) for family in speaker.families) if ways else (),
         extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
+        extended_messages=config.extended_messages,
     )
 
 
@@ -293,4 +314,5 @@ def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: 
         config.hold_time,
         config.connect_retry,
         config.passive,
+        send_hold=config.send_hold,
     )

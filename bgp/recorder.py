@@ -28,6 +28,9 @@ from bgp.message.framing import cut
 
 KEPT = 64
 """UPDATEs kept of a peer, and as many of everything else."""
+_LONG = 4096
+_MOST_OCTETS = KEPT * _LONG
+"""Of longer messages (RFC 8654) so few are kept that the rest stays below this."""
 _OF_ONE_SEND = 8
 _PREFIXES_SHOWN = 20
 
@@ -66,6 +69,8 @@ class Recorder:
         self.received[kind] += 1
         self.last_received = now
         if kind == MessageType.UPDATE:
+            if len(body) > _LONG:
+                self._make_room(len(body))
             self._number += 1
             self._updates.append((self._number, now, False, kind, body, self.context))
         elif kind != MessageType.KEEPALIVE:
@@ -77,10 +82,16 @@ class Recorder:
         self.sent[kind] += count
         if kind == MessageType.UPDATE:
             for _, body in cut(data, _OF_ONE_SEND):
+                if len(body) > _LONG:
+                    self._make_room(len(body))
                 self._number += 1
                 self._updates.append((self._number, now, True, kind, body, self.context))
         elif kind != MessageType.KEEPALIVE:
             self._add(True, kind, data[19:], now)
+
+    def _make_room(self, size: int) -> None:
+        while self._updates and size + sum(len(entry[4]) for entry in self._updates) > _MOST_OCTETS:
+            self._updates.popleft()
 
     def note(self, text: str, now: float) -> None:
         """Something happened to the session."""
@@ -88,7 +99,7 @@ class Recorder:
 
     def _add(self, sent: bool, kind: int, body: bytes, now: float) -> None:
         self._number += 1
-        self._others.append((self._number, now, sent, kind, body, self.context))
+        self._others.append((self._number, now, sent, kind, body[:_LONG], self.context))
 
     def entries(self, now: float) -> list[dict[str, Any]]:
         """What is kept, the oldest first, decoded; `ago` in seconds."""

@@ -160,6 +160,10 @@ class Session:
         """Octets have come on a connection and wait to be received."""
         self._connections[direction].unread(now)
 
+    def waits(self, direction: Direction, since: float | None) -> None:
+        """What was sent on a connection waits: TCP has taken nothing since then; None when nothing waits."""
+        self._connections[direction].waits(since)
+
     def deadline(self) -> float | None:
         """When `expire` is to be called; None while nothing is awaited."""
         deadlines = (self._outgoing.deadline(), self._incoming.deadline(), self._start_at)

@@ -211,7 +211,7 @@ class Speaker:
                 rib.decide_anew()
         for peer in self.peers.values():
             peer.set_speaker(config)
-            peer.session.change_capabilities(capabilities(config, peer.config, restarting=bool(self.deferral)))
+            self._offer(peer)
             if (before.cluster_id, before.addresses) != (config.cluster_id, config.addresses):
                 self._judging.again(peer)
             self._move(peer)
@@ -260,17 +260,19 @@ class Speaker:
     ) -> None:
         """Announce a prefix of ours. Without a next hop it is reached by way of us.
 
-        Nobody else's route to it is used; with `guard`, nor one to a part of it.
+        Ours is the best route to it. With `guard` it is ours alone: nobody else's route to it or a part of it is
+        taken.
         """
         attributes = attributes or Attributes()
         self.ribs[family].announce(self.local, (prefix,), attributes, attributes)
         if self.own.add(family, prefix, guard=guard):
-            self._judging.own_changed(family, prefix, guard)
+            self._judging.own_changed(family, prefix)
 
     def retract(self, family: Family, prefix: bytes) -> None:
         """Announce it no longer."""
         self.ribs[family].withdraw(self.local, (prefix,))
-        self._judging.own_changed(family, prefix, self.own.remove(family, prefix))
+        if self.own.remove(family, prefix):
+            self._judging.own_changed(family, prefix)
 
     # ---------------------------------------------------------------------------------------------------- the world
 
@@ -334,6 +336,12 @@ class Speaker:
         """Octets have come that could not be given to `receive` yet: the peer is not to be held for silent."""
         if peer := self.peers.get(name):
             peer.session.unread(direction, now)
+
+    def waits(self, name: str, direction: Direction, since: float | None, now: float) -> None:
+        """What was sent to a peer waits: TCP has taken nothing since then (RFC 9687); None when nothing waits."""
+        if peer := self.peers.get(name):
+            peer.session.waits(direction, since)
+            self._touched(peer, now)
 
     def bfd_down(self, name: str, now: float, why: str, *, independent: bool) -> None:
         """BFD, which had reached a peer, does not any more (RFC 5882 section 3.2).
@@ -499,6 +507,7 @@ class Speaker:
 
     def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
         peer.established(negotiated)
+        self._offer(peer)
         peer.since = now
         self._stale.came_up(peer, negotiated, now)
         restart = negotiated.received.capabilities.graceful_restart
@@ -534,7 +543,12 @@ class Speaker:
     def _restarted(self) -> None:
         """Our own restart is over: the next OPEN says so."""
         for peer in self.peers.values():
-            peer.session.change_capabilities(capabilities(self.config, peer.config, restarting=False))
+            self._offer(peer)
+
+    def _offer(self, peer: Peer) -> None:
+        """What the next OPEN to it says."""
+        offered = capabilities(self.config, peer.config, restarting=bool(self.deferral), stood=peer.stood)
+        peer.session.change_capabilities(offered)
 
     # ------------------------------------------------------------------------------------------- what peers are told
 

@@ -1,7 +1,8 @@
 """What becomes of a peer's routes when its session goes and comes: the receiver of RFC 4724 section 4.2.
 
 Rule: a peer that goes away without a word keeps its routes, marked stale, until its restart time is over; back again,
-it must announce them anew before its End-of-RIB, and has `stale_time` for it. What it has not by then, goes.
+it must announce them anew before its End-of-RIB, and has `stale_time` for it. What it has not by then, goes. Where
+both sides have RFC 8538, a NOTIFICATION is as good as none, whoever sends it, unless it is a Hard Reset.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ class Stale:
     def went_down(self, peer: Peer, down: Down, now: float) -> None:
         """A session that stood does not any more."""
         restart = down.peer_open.capabilities.graceful_restart if down.peer_open else None
-        without_a_word = down.sent is None and down.received is None
-        if not (restart and without_a_word and peer.speaker.restart_time and peer.session.started):
+        if not (restart and not down.for_good and peer.speaker.restart_time and peer.session.started):
             self.forget(peer)
             return
         kept = {family for family, _ in restart.preserved}

@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 from bgp.message import LocalError
 
+NO_TCP_AO = (
+    "TCP-AO (RFC 5925) is not there: it needs a kernel with CONFIG_TCP_AO (Linux 6.7 and later), which Debian's "
+    "kernels do not have"
+)
+"""What whoever asks for it is told, before what to use instead."""
 LONGEST_PASSWORD = 80
 """TCP_MD5SIG_MAXKEYLEN of <linux/tcp.h>."""
 

@@ -16,6 +16,7 @@ from bgp.decision import why
 from bgp.fsm import State
 from bgp.message import AddPath, Family, LocalError, MessageType, nlri
 from bgp.message.attributes import describe
+from bgp.message.codes import MAX_MESSAGE_SIZE
 from bgp.peer import Peer
 from bgp.policy import PrefixRange
 from bgp.rib import Rib
@@ -137,6 +138,7 @@ def _agreed(negotiated: Negotiated) -> dict[str, Any]:
     return {
         "add_path": {family_name(family): way.describe() for family, way in ways.items() if way} or None,
         "extended_next_hop": negotiated.extended_next_hop or None,
+        "longest_message": negotiated.longest_out if negotiated.longest_out > MAX_MESSAGE_SIZE else None,
     }
 
 

@@ -20,6 +20,7 @@ from bfd.session import LEAST_INTERVAL, LONGEST_INTERVAL, Timing
 from bgp.bfd import DEFAULT_TIMING as DEFAULT_BFD
 from bgp.bfd import Bfd
 from bgp.message.codes import WellKnownCommunity
+from bgp.transport import NO_TCP_AO
 from netagent.contract import Options
 from netagent.errors import ConfigError
 from netagent.model import Finding
@@ -79,6 +80,9 @@ class Router(msgspec.Struct, frozen=True, kw_only=True):
     passive: bool = False
     hold_time: int | None = None
     most_prefixes: int | None = None
+    several_in: bool = False
+    several_out: bool = False
+    extended_next_hop: bool = False
     bfd: Watch = NO_WATCH
 
     @property
@@ -252,12 +256,13 @@ _TOP = (
     *("AS", "Port", "Mesh", "Reflectors", "ClusterID", "Routers", "Nodes", "Announce", "Communities"),
     *("PasswordFile", "HoldTime", "RestartTime", "Encapsulation", "VNI", "VXLANPort", "MTU", "BFD"),
 )
+_SEVERAL = ("none", "receive", "send", "both")
 _RULE = ("Match", *_COMMON, "BFD")
 _BFD = ("MinTx", "MinRx", "Multiplier")
 _ROUTER_BFD = (*_BFD, "Multihop")
 _ROUTER = (
     *("Name", "Address", "AS", "Port", "PasswordFile", "TTLSecurity", "Multihop", "NextHop", "AllowOwnAS"),
-    *("LocalAS", "Passive", "HoldTime", "MaxPrefixes", "BFD"),
+    *("LocalAS", "Passive", "HoldTime", "MaxPrefixes", "AddPath", "ExtendedNextHop", "BFD"),
 )
 
 
@@ -310,6 +315,14 @@ def _router(reader: _Reader) -> Router:
     if next_hop not in ("", "self", "keep"):
         reader.fail("NextHop", next_hop, "is no such choice", 'Write "self" or "keep", or leave it out')
     hold_time = reader.hold_time(-1)
+    several = reader.text("AddPath", "none").lower() or "none"
+    if several not in _SEVERAL:
+        reader.fail("AddPath", several, "is no such choice", f"Use one of {', '.join(_SEVERAL)}")
+    extended = reader.boolean("ExtendedNextHop", False)
+    if extended and parsed.version == 4:
+        reader.fail(
+            "ExtendedNextHop", "true", "is for sessions over IPv6", "Write the router's IPv6 address as Address"
+        )
     return Router(
         name=reader.text("Name", "") or str(parsed),
         address=str(parsed),
@@ -324,6 +337,9 @@ def _router(reader: _Reader) -> Router:
         passive=reader.boolean("Passive", False),
         hold_time=None if hold_time < 0 else hold_time,
         most_prefixes=reader.number("MaxPrefixes", 1, 10_000_000, 0) or None,
+        several_in=several in ("receive", "both"),
+        several_out=several in ("send", "both"),
+        extended_next_hop=extended,
         bfd=reader.watch(_ROUTER_BFD) or NO_WATCH,
     )
 
@@ -364,6 +380,9 @@ class _Reader:
         self.values: dict[str, Any] = {}
         for key, value in raw.items():
             name = names.get(key.lower())
+            if name is None and key.lower().replace("-", "").replace("_", "").startswith("tcpao"):
+                remedy = "Use PasswordFile (TCP MD5), and TTLSecurity (GTSM) for routers; take this option away"
+                raise ConfigError(NO_TCP_AO, where=f"{where}.{key}", remedy=remedy)
             if name is None:
                 findings.append(
                     Finding(

@@ -74,6 +74,8 @@ class Driver:
         self._attempts: dict[str, socket.socket] = {}
         self._lingering: dict[Channel, None] = {}
         self._ready: dict[Channel, None] = {}
+        self._waits: dict[Channel, float] = {}
+        """Channels with octets that the kernel does not take, and since when, as the speaker knows it."""
         self._known = -1
         """The speaker's version that the listeners know."""
         self._scheduled = False
@@ -231,6 +233,8 @@ class Driver:
         for channel in touched:
             if channel in self._names:
                 channel.flush()
+                if channel.waiting or channel in self._waits:
+                    self._tell_waits(channel)
                 if channel.waiting > _HIGH:
                     speaker.hold(self._names[channel][0])
         changes = speaker.take_changes()
@@ -256,6 +260,9 @@ class Driver:
         for channel in self._ready:
             # We are late, not the peer: what it sent lies there unread.
             self.speaker.unread(*self._names[channel], now)
+        for channel in tuple(self._waits):
+            channel.flush()  # the kernel may have room by now
+            self._tell_waits(channel)
         self.speaker.expire(now)
         self._carry_out()
 
@@ -342,9 +349,22 @@ class Driver:
     def _progress(self, channel: Channel) -> None:
         """The kernel has taken something that was waiting."""
         key = self._names.get(channel)
+        if key:
+            self._tell_waits(channel)
         if key and channel.waiting <= _LOW:
             self.speaker.release(key[0])
             self._schedule()
+
+    def _tell_waits(self, channel: Channel) -> None:
+        """Have the speaker know since when the kernel has taken nothing of what waits (RFC 9687)."""
+        since = channel.taken_at if channel.waiting else None
+        if since == self._waits.get(channel):
+            return
+        if since is None:
+            del self._waits[channel]
+        else:
+            self._waits[channel] = since
+        self.speaker.waits(*self._names[channel], since, self._loop.time())
 
     def _close(self, name: str, way: Direction) -> None:
         if way is Direction.OUTGOING:
@@ -369,6 +389,7 @@ class Driver:
         if channel:
             del self._names[channel]
             self._ready.pop(channel, None)
+            self._waits.pop(channel, None)
         return channel
 
 

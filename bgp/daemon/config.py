@@ -21,7 +21,7 @@ from bgp.message import Attributes, Family, LocalError, nlri
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import Policy
 from bgp.ranges import PeerRange
-from bgp.transport import Transport
+from bgp.transport import NO_TCP_AO, Transport
 
 AS_MOST = (1 << 32) - 1
 DEFAULT_CONTROL = "/run/bgp.sock"
@@ -153,6 +153,7 @@ class _PeerReader:
             client=table.take("client", bool, False),
             hold_time=hold_time,
             connect_retry=table.number("connect-retry", 1, 3600, 30),
+            send_hold=self._send_hold(table, hold_time),
             local_asn=table.optional_number("local-asn", 1, AS_MOST),
             next_hop_self=table.optional_flag("next-hop-self"),
             import_policy=self._policy(table, "import"),
@@ -166,9 +167,19 @@ class _PeerReader:
             several_in=table.take("add-path-receive", bool, False),
             several_out=_several(table),
             extended_next_hop=table.take("extended-next-hop", bool, False),
+            extended_messages=table.take("extended-messages", bool, True),
             transport=self._transport(table, port),
             bfd=_bfd(table),
         )
+
+    @staticmethod
+    def _send_hold(table: Table, hold_time: int) -> int | None:
+        value = table.optional_number("send-hold-time", 0, 65535)
+        if value and value <= hold_time:
+            raise table.error(
+                "send-hold-time", f"must be 0 (for ever) or more than the hold time, {hold_time}", value
+            )
+        return value
 
     def _policy(self, table: Table, key: str) -> Policy | None:
         name = table.take(key, str, "")
@@ -180,6 +191,10 @@ class _PeerReader:
         return self._policies[name]
 
     def _transport(self, table: Table, port: int) -> Transport:
+        for key in ("tcp-ao", "tcp-ao-key", "tcp-ao-keys", "tcp-ao-file"):
+            if table.has(key):
+                instead = "use password or password-file (TCP MD5), with ttl-security (GTSM) where the peer is near"
+                raise table.error(key, f"{NO_TCP_AO}; {instead}")
         password = table.take("password", str, "")
         file = table.take("password-file", str, "")
         if password and file:

@@ -16,10 +16,11 @@ from bgp.message.errors import LocalError, RemoteError
 _MULTIPROTOCOL = 1
 _ROUTE_REFRESH = 2
 _EXTENDED_NEXT_HOP = 5
+_EXTENDED_MESSAGES = 6
 _GRACEFUL_RESTART = 64
 _AS4 = 65
 _ADD_PATH = 69
-_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _GRACEFUL_RESTART, _AS4))
+_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _EXTENDED_MESSAGES, _GRACEFUL_RESTART, _AS4))
 
 _FAMILIES = {family.value: family for family in Family}
 
@@ -32,7 +33,7 @@ Item = tuple[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class GracefulRestart:
-    """RFC 4724 section 3."""
+    """RFC 4724 section 3, RFC 8538 section 2."""
 
     restart_time: int
     """Seconds, 0 to 4095, until the session should be back."""
@@ -40,11 +41,14 @@ class GracefulRestart:
     """The sender has just restarted: do not wait for its End-of-RIB."""
     preserved: tuple[tuple[Family, bool], ...] = ()
     """Families that it is for, and whether forwarding went on while the sender was away."""
+    notification: bool = False
+    """A session that a NOTIFICATION has ended, or the hold timer, is restarted gracefully too (RFC 8538)."""
 
     def describe(self) -> dict[str, object]:
         return {
             "time": self.restart_time,
             "restarting": self.restarting,
+            "notification": self.notification,
             "families": {family.name.lower(): kept for family, kept in self.preserved},
         }
 
@@ -71,6 +75,8 @@ class Capabilities:
     add_path: tuple[tuple[Family, AddPath], ...] = ()
     extended_next_hop: bool = False
     """IPv4 with a next hop of IPv6 (RFC 8950)."""
+    extended_messages: bool = False
+    """Takes messages of up to 65,535 octets (RFC 8654)."""
     others: tuple[Item, ...] = ()
     """Code and value of what this library does not know."""
 
@@ -87,6 +93,8 @@ class Capabilities:
             shown["add_path"] = {family.name.lower(): ways.describe() for family, ways in self.add_path}
         if self.extended_next_hop:
             shown["extended_next_hop"] = True
+        if self.extended_messages:
+            shown["extended_messages"] = True
         if self.others:
             shown["others"] = [{"code": code, "value": value.hex()} for code, value in self.others]
         return shown
@@ -107,6 +115,8 @@ def _items(capabilities: Capabilities, asn: int) -> Iterator[Item]:
         yield _ROUTE_REFRESH, b""
     if capabilities.extended_next_hop:
         yield _EXTENDED_NEXT_HOP, _IPV4_OVER_IPV6
+    if capabilities.extended_messages:
+        yield _EXTENDED_MESSAGES, b""
     if capabilities.graceful_restart:
         yield _GRACEFUL_RESTART, _encode_restart(capabilities.graceful_restart)
     if capabilities.as4:
@@ -130,6 +140,7 @@ def decode_capabilities(items: Sequence[Item]) -> tuple[Capabilities, int | None
         graceful_restart=_decode_restart(values(_GRACEFUL_RESTART)),
         add_path=_decode_add_path(values(_ADD_PATH)),
         extended_next_hop=_decode_extended_next_hop(values(_EXTENDED_NEXT_HOP)),
+        extended_messages=_decode_empty(_EXTENDED_MESSAGES, values(_EXTENDED_MESSAGES)),
         others=tuple(dict.fromkeys(item for item in items if _is_other(item))),
     )
     return capabilities, as4
@@ -175,7 +186,7 @@ def _decode_as4(values: list[bytes]) -> int | None:
 def _encode_restart(restart: GracefulRestart) -> bytes:
     if not 0 <= restart.restart_time < 4096:
         raise LocalError(f"restart time {restart.restart_time} does not fit into 12 bits")
-    head = restart.restart_time | (0x8000 if restart.restarting else 0)
+    head = restart.restart_time | (0x8000 if restart.restarting else 0) | (0x4000 if restart.notification else 0)
     families = (family.wire + bytes((0x80 if kept else 0,)) for family, kept in restart.preserved)
     return head.to_bytes(2, "big") + b"".join(families)
 
@@ -193,7 +204,7 @@ def _decode_restart(values: list[bytes]) -> GracefulRestart | None:
         family = _FAMILIES.get(int.from_bytes(value[start : start + 3], "big"))
         if family:
             preserved.append((family, bool(value[start + 3] & 0x80)))
-    return GracefulRestart(head & 0xFFF, bool(head & 0x8000), tuple(preserved))
+    return GracefulRestart(head & 0xFFF, bool(head & 0x8000), tuple(preserved), bool(head & 0x4000))
 
 
 def _parts(value: bytes, size: int) -> list[bytes]:

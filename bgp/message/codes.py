@@ -10,6 +10,8 @@ from enum import IntEnum
 MARKER = b"\xff" * 16
 HEADER_SIZE = 19
 MAX_MESSAGE_SIZE = 4096
+EXTENDED_MESSAGE_SIZE = 65535
+"""Between those who have agreed on it (RFC 8654), for all but OPEN and KEEPALIVE."""
 BGP_VERSION = 4
 AS_TRANS = 23456
 """Stands in two octets for an AS number that needs four (RFC 6793)."""
@@ -46,7 +48,7 @@ class Family(IntEnum):
 
 
 class ErrorCode(IntEnum):
-    """The code of a NOTIFICATION (RFC 4271 section 4.5, RFC 7313)."""
+    """The code of a NOTIFICATION (RFC 4271 section 4.5, RFC 7313, RFC 9687)."""
 
     MESSAGE_HEADER = 1
     OPEN_MESSAGE = 2
@@ -55,6 +57,7 @@ class ErrorCode(IntEnum):
     FINITE_STATE_MACHINE = 5
     CEASE = 6
     ROUTE_REFRESH_MESSAGE = 7
+    SEND_HOLD_TIMER_EXPIRED = 8
 
 
 class HeaderError(IntEnum):
@@ -96,7 +99,7 @@ class FsmError(IntEnum):
 
 
 class Cease(IntEnum):
-    """RFC 4486, 9003, 9384."""
+    """RFC 4486, 8538, 9003, 9384."""
 
     MAXIMUM_PREFIXES = 1
     ADMINISTRATIVE_SHUTDOWN = 2
@@ -106,6 +109,7 @@ class Cease(IntEnum):
     OTHER_CONFIGURATION_CHANGE = 6
     COLLISION_RESOLUTION = 7
     OUT_OF_RESOURCES = 8
+    HARD_RESET = 9
     BFD_DOWN = 10
 
 

@@ -1,4 +1,4 @@
-"""The header of every message, and a stream cut into messages (RFC 4271 sections 4.1 and 6.1).
+"""The header of every message, and a stream cut into messages (RFC 4271 sections 4.1 and 6.1, RFC 8654).
 
 Rule: no more than one incomplete message is ever kept, whatever the peer sends.
 """
@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bgp.message.codes import HEADER_SIZE, MARKER, MAX_MESSAGE_SIZE, ErrorCode, HeaderError, MessageType
+from bgp.message.codes import (
+    EXTENDED_MESSAGE_SIZE,
+    HEADER_SIZE,
+    MARKER,
+    MAX_MESSAGE_SIZE,
+    ErrorCode,
+    HeaderError,
+    MessageType,
+)
 from bgp.message.errors import LocalError, RemoteError
 
 # Shortest and longest length of each type, header included; the index is the type.
 _SHORTEST = (0, 29, 23, 21, 19, 23)
-_LONGEST = (0, MAX_MESSAGE_SIZE, MAX_MESSAGE_SIZE, MAX_MESSAGE_SIZE, 19, 23)
+_LONGEST = (0, MAX_MESSAGE_SIZE, EXTENDED_MESSAGE_SIZE, EXTENDED_MESSAGE_SIZE, 19, 23)
 
 
-def frame(kind: int, body: bytes) -> bytes:
-    """A whole message. Raises LocalError when it is longer than 4096 octets."""
+def frame(kind: int, body: bytes, most: int = MAX_MESSAGE_SIZE) -> bytes:
+    """A whole message. Raises LocalError when it is longer than `most` octets."""
     size = HEADER_SIZE + len(body)
-    if size > MAX_MESSAGE_SIZE:
-        raise LocalError(f"a message of {size} octets is longer than {MAX_MESSAGE_SIZE}")
+    if size > most:
+        raise LocalError(f"a message of {size} octets is longer than {most}")
     return MARKER + bytes((size >> 8, size & 0xFF, kind)) + body
 
 
@@ -37,9 +45,13 @@ def cut(data: bytes, most: int | None = None) -> list[tuple[int, bytes]]:
 
 
 class Framer:
-    """Cuts a stream of octets into messages."""
+    """Cuts a stream of octets into messages.
+
+    `most` is the longest that we have said we take: 4096 octets, or 65535 with the capability of RFC 8654.
+    """
 
     def __init__(self) -> None:
+        self.most = MAX_MESSAGE_SIZE
         self._rest = b""
 
     def receive(self, data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -59,7 +71,7 @@ class Framer:
                 raise RemoteError(
                     ErrorCode.MESSAGE_HEADER, HeaderError.CONNECTION_NOT_SYNCHRONIZED, reason="marker is not all ones"
                 )
-            if not HEADER_SIZE <= size <= MAX_MESSAGE_SIZE:
+            if not HEADER_SIZE <= size <= self.most:
                 raise _bad_length(size)
             if not MessageType.OPEN <= kind <= MessageType.ROUTE_REFRESH:
                 raise RemoteError(

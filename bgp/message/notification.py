@@ -1,4 +1,4 @@
-"""NOTIFICATION (RFC 4271 section 4.5): why a session ends, with the operator's words (RFC 9003).
+"""NOTIFICATION (RFC 4271 section 4.5): why a session ends, with words (RFC 9003), and whether for good (RFC 8538).
 
 Rule: a NOTIFICATION is never answered and never judged: whatever is in it, the session is over.
 """
@@ -54,9 +54,26 @@ class Notification:
         """RFC 4486 section 4: the family and the limit."""
         return cls(ErrorCode.CEASE, Cease.MAXIMUM_PREFIXES, family.wire + limit.to_bytes(4, "big"))
 
+    def hard(self) -> Notification:
+        """The same as a Hard Reset: graceful restart does not hold for this end (RFC 8538 section 3)."""
+        return Notification(ErrorCode.CEASE, Cease.HARD_RESET, bytes((self.code, self.subcode)) + self.data)
+
+    @property
+    def is_hard(self) -> bool:
+        return (self.code, self.subcode) == (ErrorCode.CEASE, Cease.HARD_RESET)
+
+    @property
+    def inside(self) -> Notification | None:
+        """Why there is a Hard Reset, where it says so; a Hard Reset inside one has nothing more inside."""
+        if not self.is_hard or len(self.data) < 2:
+            return None
+        return Notification(self.data[0], self.data[1], self.data[2:])
+
     @property
     def text(self) -> str:
         """The operator's words; empty where there are none. Control characters and bad UTF-8 are replaced."""
+        if (inside := self.inside) and not inside.is_hard:
+            return inside.text
         if self.code != ErrorCode.CEASE or self.subcode not in (
             Cease.ADMINISTRATIVE_SHUTDOWN,
             Cease.ADMINISTRATIVE_RESET,
@@ -79,6 +96,8 @@ class Notification:
             name = name.lower().replace("_", " ")
         except ValueError:
             name = "unknown"
+        if (inside := self.inside) and not inside.is_hard:
+            return f"{name} ({self.code}/{self.subcode}): {inside}"
         words = f": {self.text}" if self.text else ""
         return f"{name} ({self.code}/{self.subcode}){words}"
 

@@ -10,7 +10,7 @@ With extended next hop (RFC 8950) routes of IPv4 may have a next hop of IPv6, an
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from bgp.message import nlri
@@ -35,8 +35,8 @@ from bgp.message.codes import (
 from bgp.message.errors import LocalError, RemoteError
 from bgp.message.framing import frame
 
-_ROOM = MAX_MESSAGE_SIZE - HEADER_SIZE - 4
-"""Octets left for the three fields of an UPDATE, their two length fields taken off."""
+_AROUND = HEADER_SIZE + 4
+"""Octets of an UPDATE that are none of its three fields: the header and two lengths."""
 
 
 class Update(NamedTuple):
@@ -211,9 +211,9 @@ def _error(subcode: UpdateError, data: bytes = b"", reason: str = "") -> RemoteE
 
 
 def encode_announcement(
-    family: Family, attributes: Attributes, prefixes: Iterable[bytes], *, as4: bool
+    family: Family, attributes: Attributes, prefixes: Sequence[bytes], *, as4: bool, most: int = MAX_MESSAGE_SIZE
 ) -> list[bytes]:
-    """Whole messages that announce the paths, as few as hold them.
+    """Whole messages of at most so many octets that announce the paths, as few as hold them.
 
     IPv4 with its own next hop stands in the UPDATE's own field, all else in MP_REACH_NLRI, which comes first (RFC
     7606 section 5.1). Raises LocalError when the attributes leave no room for a path, or when the next hop is none.
@@ -227,27 +227,32 @@ def encode_announcement(
     if not plain and len(next_hop) not in (16, 32):
         raise LocalError(f"a next hop of {len(next_hop)} octets for {family.name}")
     # MP_REACH_NLRI takes 4 octets of header, 5 and the next hop.
-    room = _ROOM - len(block) - (0 if plain else 9 + len(next_hop))
+    room = most - _AROUND - len(block) - (0 if plain else 9 + len(next_hop))
     if room < nlri.LONGEST:
         raise LocalError(f"{len(block)} octets of attributes leave no room for a path")
     if plain:
         head = b"\0\0" + len(block).to_bytes(2, "big") + block
-        return [frame(MessageType.UPDATE, head + field) for field in nlri.pack(family, prefixes, room)]
+        return [frame(MessageType.UPDATE, head + field, most) for field in nlri.pack(family, prefixes, room)]
     start = family.wire + bytes((len(next_hop),)) + next_hop + b"\0"
     return [
-        frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_REACH_NLRI, start + field) + block))
+        frame(
+            MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_REACH_NLRI, start + field) + block), most
+        )
         for field in nlri.pack(family, prefixes, room)
     ]
 
 
-def encode_withdrawal(family: Family, prefixes: Iterable[bytes]) -> list[bytes]:
-    """Whole messages that withdraw the paths."""
+def encode_withdrawal(family: Family, prefixes: Sequence[bytes], most: int = MAX_MESSAGE_SIZE) -> list[bytes]:
+    """Whole messages of at most so many octets that withdraw the paths."""
+    room = most - _AROUND
     if family is Family.IPV4:
-        fields = nlri.pack(family, prefixes, _ROOM)
-        return [frame(MessageType.UPDATE, struct.pack(">H", len(field)) + field + b"\0\0") for field in fields]
+        fields = nlri.pack(family, prefixes, room)
+        return [frame(MessageType.UPDATE, struct.pack(">H", len(field)) + field + b"\0\0", most) for field in fields]
     return [
-        frame(MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_UNREACH_NLRI, family.wire + field)))
-        for field in nlri.pack(family, prefixes, _ROOM - 7)
+        frame(
+            MessageType.UPDATE, _body(attribute(OPTIONAL, AttributeType.MP_UNREACH_NLRI, family.wire + field)), most
+        )
+        for field in nlri.pack(family, prefixes, room - 7)
     ]
 
 

@@ -509,6 +509,31 @@ def _is(table: dict[bytes, Attributes], wanted: set[bytes], med: int) -> bool:
     return table.keys() == wanted and all(attributes.med == med for attributes in table.values())
 
 
+async def test_a_peer_that_takes_nothing_loses_its_session(space: Namespace) -> None:
+    """RFC 9687 on a real socket: who reads a little goes on, who reads nothing is given up."""
+    space.sysctl("net/ipv4/tcp_wmem", "4096 16384 65536")
+    speaker = Host(1)
+    async with running(speaker):
+        speaker.peer(3, client=True, passive=True, hold_time=600, send_hold=2)
+        speaker.driver.wake()
+        slow = await asyncio.to_thread(Probe.connect, 3, 1, hold_time=600)
+        slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        session = speaker.speaker.peers["3"].session
+        for number in range(30000):
+            speaker.speaker.originate(V4, prefix(number), Attributes(next_hop=hop(number)))
+        speaker.driver.wake()
+        await eventually(lambda: session.timers()["send_hold"] is not None, timeout=PATIENCE)
+        first = session.timers()["send_hold"]
+        while session.timers()["send_hold"] == first and speaker.stands(3):
+            await asyncio.to_thread(slow.sock.recv, 1 << 20)  # it has taken something: the timer begins anew
+            await asyncio.sleep(0)
+        assert speaker.stands(3)
+        await eventually(lambda: not speaker.stands(3), timeout=PATIENCE)
+        assert session.last_down is not None
+        assert session.last_down.reason.startswith("send hold timer expired (8/0)")
+        slow.sock.close()
+
+
 async def test_a_peer_that_was_not_read_in_time_is_not_held_for_dead() -> None:
     """The loop stands still for longer than the hold time; the peer's keepalives lie in its socket meanwhile."""
     one = Host(1)

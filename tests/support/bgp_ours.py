@@ -137,6 +137,8 @@ class Ours(Router):
             yield f'cluster-id = "{site.cluster_id}"'
         restart = max((peering.restart_time for peering in site.peerings), default=0)
         yield f"restart-time = {restart}"
+        if any(peering.several for peering in site.peerings):
+            yield "paths = 8"
         if restart:
             yield f'state = "{self.directory}/state"'
         if site.options.get("transit"):
@@ -174,6 +176,10 @@ class Ours(Router):
             if bfd := peering.bfd:
                 timers = f"min-tx = {bfd.min_tx}, min-rx = {bfd.min_rx}, multiplier = {bfd.multiplier}"
                 yield f"bfd = {{ {timers}, multihop = {str(bool(peering.multihop)).lower()} }}"
+            if peering.several:
+                yield 'add-path-receive = true\nadd-path-send = "all"'
+            if peering.extended:
+                yield "extended-next-hop = true"
             if peering.local_asn:
                 yield f"local-asn = {peering.local_asn}"
 

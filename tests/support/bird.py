@@ -173,10 +173,12 @@ class Bird(Router):
             else:
                 yield "  graceful restart off;"
             for family in peering.families:
-                own = site.address6 if family == "ipv6" else site.address
+                own = site.address6 if family == "ipv6" or peering.extended else site.address
+                more = " add paths on;" if peering.several else ""
+                more += " extended next hop on;" if peering.extended and family == "ipv4" else ""
                 limit = f" import limit {peering.most_prefixes} action disable;" if peering.most_prefixes else ""
                 yield f"  {family} {{ import all; export where source ~ [ RTS_STATIC, RTS_BGP ];"
-                yield f"    next hop address {own};{limit} }};"
+                yield f"    next hop address {own};{limit}{more} }};"
             yield "}\n"
 
 

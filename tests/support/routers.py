@@ -78,6 +78,10 @@ class Peering:
     restart_time: int = 0
     """Graceful restart, with this restart time."""
     local_asn: int = 0
+    several: bool = False
+    """ADD-PATH in every family: all routes to a prefix, both ways."""
+    extended: bool = False
+    """IPv4 with next hops of IPv6, over a session of IPv6."""
     bfd: Bfd | None = None
 
 

@@ -174,6 +174,14 @@ PEER = SPEAKER + '[[peers]]\naddress = "192.0.2.2"\n'
     ("text", "words"),
     [
         ("[speaker", "speaker.toml: this is no TOML"),
+        (
+            SPEAKER + "[[peers]]\naddress = '192.0.2.2'\ntcp-ao = 'secret'",
+            "tcp-ao: TCP-AO .RFC 5925. is not there: it needs a kernel with .*; use password or password-file ",
+        ),
+        (
+            SPEAKER + "[[peers]]\naddress = '192.0.2.2'\nsend-hold-time = 90",
+            r"send-hold-time = 90: must be 0 \(for ever\) or more than the hold time, 90",
+        ),
         ("x = " + "9" * 5000, "speaker.toml: this is no TOML"),
         ("x = " + "[" * 5000, "speaker.toml: this is no TOML"),
         ("", "speaker.toml: speaker.router-id: is missing; add it|speaker.toml: speaker.asn: is missing; add it"),

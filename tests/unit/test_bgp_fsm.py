@@ -1,7 +1,8 @@
-"""The session's machine against RFC 4271 section 8.2.2, and sessions joined in memory under simulated time."""
+"""The session's machine held against RFC 4271 section 8.2.2 and RFC 9687, and sessions joined in memory."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -23,7 +24,7 @@ from bgp.session import Session
 from tests.support.bgp import Network, OneSession
 
 # Section 8.2.2 as a table: the next state, by event number. "." leaves the state, and with it everything, as it is.
-# R is ROUTE-REFRESH of RFC 2918. Idle, Connect, Active, OpenSent, openConfirm, Established.
+# 29 is of RFC 9687, R is ROUTE-REFRESH of RFC 2918. Idle, Connect, Active, OpenSent, openConfirm, Established.
 RFC = """
 event   I  C  A  S  O  E
   1     C  .  .  .  .  .
@@ -47,6 +48,7 @@ event   I  C  A  S  O  E
  26     .  I  I  I  E  E
  27     .  I  I  I  I  E
  28     .  I  I  I  I  I
+ 29     .  .  .  .  .  I
   R     .  I  I  I  I  E
 """
 LETTERS = dict(zip("ICASOE", State, strict=True))
@@ -74,7 +76,12 @@ def test_no_transition_is_missing_from_the_test() -> None:
 
 
 def test_what_leads_to_idle_drops_the_connection_and_says_why_where_the_rfc_does() -> None:
-    silent = {Event.TCP_FAILS, Event.NOTIFICATION, Event.NOTIFICATION_VERSION_ERROR}
+    silent = {
+        Event.TCP_FAILS,
+        Event.NOTIFICATION,
+        Event.NOTIFICATION_VERSION_ERROR,
+        Event.SEND_HOLD_TIMER_EXPIRES,
+    }
     for state, events in TABLE.items():
         for event, transition in events.items():
             if transition.next is not State.IDLE:
@@ -375,3 +382,60 @@ def test_a_peer_that_was_away_is_found_again() -> None:
     assert network.run(1, lambda: one.negotiated is None)
     assert isinstance(one.last_down, Down)
     assert "gone for good" in one.last_down.reason
+
+
+# ------------------------------------------------------------------------------------ send hold timer (RFC 9687)
+
+
+@pytest.mark.parametrize(("hold", "allowed"), [(30, 480), (300, 600)])
+def test_a_peer_that_takes_nothing_is_given_up_after_eight_minutes_or_twice_the_hold_time(
+    hold: int, allowed: int
+) -> None:
+    session = Session(replace(OURS, hold_time=hold), half)
+    session.start(0)
+    session.connected(0)
+    session.receive(OUT, replace(PEER, hold_time=hold).encode() + KEEPALIVE, 0)
+    session.waits(OUT, 5.0)
+    assert session.timers()["send_hold"] == 5 + allowed
+    while (at := session.deadline()) is not None and at < 5 + allowed:
+        session.receive(OUT, KEEPALIVE, at)  # it speaks all the time
+        session.expire(at)
+    session.take()
+    session.expire(5 + allowed)
+    assert session.negotiated is None
+    outputs = session.take()
+    assert Close(OUT) in outputs
+    assert not any(isinstance(output, Send) for output in outputs)  # nobody would read it
+    assert session.last_down is not None
+    assert session.last_down.reason == "send hold timer expired (8/0): the peer takes nothing of what we say"
+    assert session.timers()["send_hold"] is None
+
+
+def test_whatever_tcp_takes_starts_the_send_hold_timer_anew() -> None:
+    session = in_state(State.ESTABLISHED)
+    session.waits(OUT, 0.0)
+    session.waits(OUT, 100.0)
+    assert session.timers()["send_hold"] == 580
+    session.waits(OUT, None)
+    assert session.timers()["send_hold"] is None
+
+
+def test_the_send_hold_timer_has_its_own_setting_and_runs_only_where_the_hold_timer_does() -> None:
+    session = Session(replace(OURS, send_hold=100.0), half)
+    session.start(0)
+    session.connected(0)
+    session.waits(OUT, 0.0)
+    assert session.timers()["send_hold"] is None  # the RFC has it in Established
+    session.receive(OUT, PEER.encode() + KEEPALIVE, 0)
+    session.waits(OUT, 0.0)
+    assert session.timers()["send_hold"] == 100
+    for settings, peer in (
+        (replace(OURS, send_hold=0), PEER),
+        (OURS, replace(PEER, hold_time=0)),
+    ):
+        session = Session(settings, half)
+        session.start(0)
+        session.connected(0)
+        session.receive(OUT, peer.encode() + KEEPALIVE, 0)
+        session.waits(OUT, 0.0)
+        assert session.timers()["send_hold"] is None

@@ -202,7 +202,7 @@ def test_a_bad_open_is_answered_as_rfc_4271_says(data: str, subcode: int, answer
         Open(65536, 90, b"\1\1\1\1", Capabilities(as4=False)),
         Open(1, 2, b"\1\1\1\1"),
         Open(1, 90, b"\1\1\1"),
-        Open(1, 90, b"\1\1\1\1", Capabilities(others=((200, bytes(250)),))),
+        Open(1, 90, b"\1\1\1\1", Capabilities(others=tuple((code, bytes(250)) for code in range(200, 217)))),
         Open(1, 90, b"\1\1\1\1", Capabilities(graceful_restart=GracefulRestart(4096))),
     ],
 )

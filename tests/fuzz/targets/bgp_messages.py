@@ -30,7 +30,7 @@ from bgp.message import (
     nlri,
 )
 from bgp.message.attributes import describe
-from bgp.message.codes import HEADER_SIZE, MAX_MESSAGE_SIZE
+from bgp.message.codes import EXTENDED_MESSAGE_SIZE, HEADER_SIZE, MAX_MESSAGE_SIZE
 from bgp.message.framing import frame
 from tests.fuzz.target import target
 
@@ -54,6 +54,9 @@ RICH = Attributes(
     others=((0xE0, 99, b"unknown"),),
 )
 LONG = PLAIN._replace(communities=tuple(range(1, 1000)))
+LONGER = encode_announcement(
+    V4, LONG, [b"\x20\x0a" + bytes(2) + bytes((n,)) for n in range(99)], as4=True, most=65535
+)[0]
 OPENS = {
     "plain": Open(65002, 90, bytes((10, 0, 0, 2)), Capabilities(as4=False, route_refresh=False)),
     "all": Open(
@@ -69,6 +72,9 @@ OPENS = {
         9,
         bytes((10, 0, 0, 2)),
         Capabilities((V4, V6), add_path=((V4, AddPath(3)), (V6, AddPath(1))), extended_next_hop=True),
+    ),
+    "long": Open(
+        65002, 9, bytes((10, 0, 0, 2)), Capabilities((V4, V6), others=((200, bytes(250)), (201, b"x" * 200)))
     ),
 }
 
@@ -90,14 +96,15 @@ def error_of(error: RemoteError, *codes: int) -> tuple[int, int, bytes]:
 # ------------------------------------------------------------------------------------------------- framing
 
 
-def _cut(chunks: list[bytes]) -> tuple[list[tuple[int, bytes]], tuple[int, int, bytes] | None, int]:
+def _cut(chunks: list[bytes], most: int) -> tuple[list[tuple[int, bytes]], tuple[int, int, bytes] | None, int]:
     framer, found = Framer(), []
+    framer.most = most
     for chunk in chunks:
         try:
             found.extend(framer.receive(chunk))
         except RemoteError as error:
             return found, error_of(error, 1), 0
-        assert len(framer._rest) < MAX_MESSAGE_SIZE
+        assert len(framer._rest) < most
     return found, None, len(framer._rest)
 
 
@@ -106,6 +113,8 @@ def _framing_seeds() -> dict[str, bytes]:
     return {
         "stream": b"\x07" + stream,
         "long": b"\x3f" + encode_announcement(V4, LONG, PREFIXES4, as4=True)[0],
+        "extended": b"\x7f" + LONGER,
+        "extended-without": b"\x3f" + LONGER,
         "bad-marker": b"\x05" + frame(4, b"") + b"\0" * 19,
         "bad-length": b"\x05" + b"\xff" * 16 + b"\0\x12\4",
     }
@@ -115,10 +124,11 @@ def _framing_seeds() -> dict[str, bytes]:
 def framing(data: bytes) -> None:
     """However the stream is cut, the same messages and the same error; one incomplete message is kept at most."""
     size, stream = data[0] % 64 + 1 if data else 1, data[1:]
-    whole = _cut([stream])
-    assert whole == _cut([stream[at : at + size] for at in range(0, len(stream), size)] or [b""])
+    most = EXTENDED_MESSAGE_SIZE if data and data[0] & 0x40 else MAX_MESSAGE_SIZE
+    whole = _cut([stream], most)
+    assert whole == _cut([stream[at : at + size] for at in range(0, len(stream), size)] or [b""], most)
     messages, error, rest = whole
-    again = b"".join(frame(kind, body) for kind, body in messages)
+    again = b"".join(frame(kind, body, most) for kind, body in messages)
     assert stream.startswith(again)
     assert error is not None or len(again) + rest == len(stream)
 
@@ -130,7 +140,7 @@ def framing(data: bytes) -> None:
     "bgp-open",
     covers=("bgp.message.open:decode_open", "bgp.message.capabilities:decode_capabilities"),
     seeds=lambda: {name: body(message.encode()) for name, message in OPENS.items()},
-    longest=300,
+    longest=1200,
 )
 def open_(data: bytes) -> None:
     """What is read can be sent, and is read the same again; what is sent are capabilities that came."""
@@ -147,7 +157,7 @@ def open_(data: bytes) -> None:
         return  # capabilities that came in several parameters may not fit into one
     assert decode_open(body(again)) == found
     came, sent = _capabilities(data), _capabilities(body(again))
-    restarts = [int.from_bytes(value[:2], "big") & 0x8FFF for code, value in (*came, *sent) if code == 64]
+    restarts = [int.from_bytes(value[:2], "big") & 0xCFFF for code, value in (*came, *sent) if code == 64]
     assert not restarts or restarts[0] == restarts[-1]
     if all(code != 1 for code, _ in came):
         came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
@@ -163,9 +173,13 @@ def _entries(items: list[tuple[int, bytes]], wanted: int, size: int) -> set[byte
 
 def _capabilities(message: bytes) -> list[tuple[int, bytes]]:
     """Code and value of each, by the letter of RFC 5492."""
-    found, parameters = [], message[10:]
+    found, parameters, octets = [], message[10:], 1
+    if message[9] and parameters[0] == 255:  # RFC 9072
+        parameters, octets = parameters[3:], 2
     while parameters:
-        field, parameters = parameters[2 : 2 + parameters[1]], parameters[2 + parameters[1] :]
+        start = 1 + octets
+        size = int.from_bytes(parameters[1:start], "big")
+        field, parameters = parameters[start : start + size], parameters[start + size :]
         while field:
             code, value = field[0], field[2 : 2 + field[1]]
             found.append((code, value[:2] + b"\0" + value[3:] if code == 1 else value))  # an octet is reserved
@@ -298,6 +312,8 @@ def _decoded(decoder: UpdateDecoder, message: bytes) -> Update | tuple[int, int,
         "shutdown": body(Notification.shutdown("maintenance until 22:00, ask Ü").encode()),
         "prefixes": body(Notification.too_many_prefixes(V6, 1000).encode()),
         "hold": b"\4\0",
+        "hard": body(Notification.shutdown("gone for good").hard().encode()),
+        "harder": body(Notification.shutdown("gone").hard().hard().encode()),
     },
     longest=300,
 )
@@ -309,6 +325,7 @@ def notification(data: bytes) -> None:
     assert body(found.encode()) == data
     assert str(found).isprintable()
     assert found.text in str(found)
+    assert found.hard().inside == found
 
 
 @target(

@@ -6,6 +6,7 @@ Rule: whatever one peer sends, what we send is well-formed, and the others lose 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -32,7 +33,7 @@ from bgp.message import (
     encode_route_refresh,
     encode_withdrawal,
 )
-from bgp.message.codes import MAX_MESSAGE_SIZE
+from bgp.message.codes import EXTENDED_MESSAGE_SIZE, MAX_MESSAGE_SIZE
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import EVERYTHING
@@ -101,7 +102,8 @@ def session(data: bytes) -> None:
     """
     given = Input(data)
     flags = given.byte()
-    settings = Settings(65001, OURS, 65002 if flags & 1 else None, CAPABILITIES, 9, 5.0, bool(flags & 2), 30.0)
+    offered = replace(CAPABILITIES, extended_messages=bool(flags & 4))
+    settings = Settings(65001, OURS, 65002 if flags & 1 else None, offered, 9, 5.0, bool(flags & 2), 30.0)
     found, now, closed = Session(settings, Random(0).random), 0.0, {OUT: True, IN: True}
     attempt = not settings.passive  # one to connect is under way
     found.start(now)
@@ -113,8 +115,8 @@ def session(data: bytes) -> None:
             case 0:
                 found.receive(direction, given.piece(), now)
             case 1:
-                kind, content = given.byte(), given.piece()[: MAX_MESSAGE_SIZE - 19]
-                found.receive(direction, frame(kind, content), now)
+                kind, content = given.byte(), given.piece()[: EXTENDED_MESSAGE_SIZE - 19]
+                found.receive(direction, frame(kind, content, EXTENDED_MESSAGE_SIZE), now)
             case 2:
                 if attempt:
                     attempt, closed[OUT] = False, False
@@ -149,7 +151,8 @@ def session(data: bytes) -> None:
         deadline = found.deadline()
         assert deadline is None or deadline > now or step & 0x7F != WAIT
         for connection in found._connections.values():
-            assert len(connection._framer._rest) < MAX_MESSAGE_SIZE
+            assert len(connection._framer._rest) < connection._framer.most
+            assert connection._framer.most == MAX_MESSAGE_SIZE or connection.state >= State.OPEN_SENT
 
 
 # ------------------------------------------------------------------------------------------------- the speaker
@@ -230,7 +233,8 @@ def speaker(data: bytes) -> None:
         if kind == 0:
             found.receive(HOSTILE, OUT, content, 1.0)
         else:
-            found.receive(HOSTILE, OUT, frame(kind, content[: MAX_MESSAGE_SIZE - 19]), 1.0)
+            most = EXTENDED_MESSAGE_SIZE
+            found.receive(HOSTILE, OUT, frame(kind, content[: most - 19], most), 1.0)
         _settle(found, told)
     json.dumps(
         [views.summary(found), *views.peers(found, 1.0), *views.routes(found), *views.log(found, HOSTILE, 1.0)]
