@@ -46,6 +46,7 @@ from bgp.message import (
     Update,
     encode_route_refresh,
 )
+from bgp.message.nlri import prefix_of
 from bgp.own import OwnPrefixes
 from bgp.peer import Peer, PeerConfig, SpeakerConfig, capabilities, session_settings
 from bgp.ranges import PeerRange, range_of
@@ -203,7 +204,6 @@ class Speaker:
             raise LocalError("AS number, router id and families of a running speaker do not change")
         if config == before:
             return
-        self._flush()
         self.config = config
         for rib in self.ribs.values():
             if rib.paths != config.paths:
@@ -555,8 +555,8 @@ class Speaker:
 
     # ------------------------------------------------------------------------------------------- what peers are told
 
-    def _flush(self, most: int | None = None) -> None:
-        """Decide what is marked, and tell the groups."""
+    def _flush(self, most: int) -> None:
+        """Decide some of what is marked, and tell the groups."""
         for family, rib in self.ribs.items():
             if family in self.deferral:
                 continue
@@ -583,7 +583,6 @@ class Speaker:
 
     def _reconfigure(self, peer: Peer, config: PeerConfig, now: float) -> None:
         """New settings for a session that goes on: its role, its policies."""
-        self._flush()
         before = peer.config
         peer.config = config
         if config.shutdown is not None and before.shutdown is None:
@@ -597,10 +596,10 @@ class Speaker:
             self._judging.again(peer)
         kind = peer.kind(peer.source.asn)
         if peer.source.kind is not kind:
-            # Who may have its routes is another question now. What is the same is not sent again.
             peer.source.kind = kind
             for family, rib in self.ribs.items():
-                self.advertising.tell(family, rib.chosen, rib.chosen)
+                paths = rib.received(peer.source)
+                self.advertising.tell_again(family, (prefix_of(family, path) for path in paths))
         self._move(peer)
 
     def _limit_changed(self, peer: Peer, now: float) -> None:
