@@ -14,7 +14,7 @@ from itertools import islice
 from bgp.adj_rib_out import SLICE, Snapshot, UpdateGroup
 from bgp.export import ExportSettings
 from bgp.identifiers import Identifiers
-from bgp.message import Family, encode_end_of_rib
+from bgp.message import Family, RefreshKind, encode_end_of_rib, encode_route_refresh
 from bgp.rib import Chosen, Rib
 from bgp.route import Source
 
@@ -35,6 +35,8 @@ class _Behind:
         """End-of-RIB is to follow."""
         self.held = held
         """It does not read."""
+        self.bracketed: dict[Family, None] = {}
+        """Families whose beginning and end it is told (RFC 7313)."""
 
     def note(self, family: Family, prefixes: Iterable[bytes]) -> None:
         self.changed.setdefault(family, {}).update(dict.fromkeys(prefixes))
@@ -56,7 +58,7 @@ class Advertising:
         self._send = send
         self._group_of: dict[Source, UpdateGroup] = {}
         self._behind: dict[Source, _Behind] = {}
-        self._asked: dict[tuple[Source, Family], None] = {}
+        self._asked: dict[tuple[Source, Family], bool] = {}
 
     def group_of(self, member: Source) -> UpdateGroup | None:
         """None while its session does not stand or nothing is told yet."""
@@ -151,10 +153,14 @@ class Advertising:
                     for prefixes in batch.changed:
                         behind.note(family, prefixes)
 
-    def ask(self, member: Source, family: Family) -> None:
-        """The member wants all of a family again (RFC 2918): told by `step`, once, however often it asks before."""
+    def ask(self, member: Source, family: Family, *, bracketed: bool = False) -> None:
+        """The member wants all of a family again (RFC 2918): told by `step`, once, however often it asks before.
+
+        `bracketed`: it is told where that begins and ends (RFC 7313), unless End-of-RIB is still to come, which says
+        as much: before it there is no BoRR (section 4).
+        """
         if family in self._ribs:
-            self._asked[member, family] = None
+            self._asked[member, family] = bracketed
 
     def hold(self, member: Source) -> None:
         """The member does not read what it is sent."""
@@ -175,12 +181,15 @@ class Advertising:
 
     def step(self, most: int) -> None:
         """Tell those who are behind of some `most` prefixes in all, each in its turn."""
-        for member, family in self._asked:
+        for (member, family), bracketed in self._asked.items():
             group = self._group_of.get(member)
             if group is None or family not in group.settings.families:
                 continue  # it will be told all when it joins
             group.members.pop(member, None)
-            self._behind.setdefault(member, _Behind(())).ask(family)
+            behind = self._behind.setdefault(member, _Behind(()))
+            behind.ask(family)
+            if bracketed and not behind.joins:
+                behind.bracketed[family] = None
         self._asked.clear()
         for group in self.groups.values():
             while most > 0 and (filled := group.fill(self._ribs, self._identifiers, most)):
@@ -201,11 +210,15 @@ class Advertising:
             if behind.joins:
                 for family in group.settings.families:
                     self._send(member, encode_end_of_rib(family), 1)
+            for family in behind.bracketed:
+                self._send(member, encode_route_refresh(family, RefreshKind.ENDS), 1)
 
     def _tell_some(self, group: UpdateGroup, member: Source, behind: _Behind) -> int:
         """Tell a member of a slice; about how many prefixes that were, 0 when it is up to date."""
         for family in behind.everything:
             if behind.snapshot is None:
+                if family in behind.bracketed:
+                    self._send(member, encode_route_refresh(family, RefreshKind.BEGINS), 1)
                 behind.snapshot, behind.position = group.snapshot(family), 0
             batch = behind.snapshot.batch(behind.position)
             if batch is not None:

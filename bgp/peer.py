@@ -137,6 +137,8 @@ class Peer:
         self.scheduled: float | None = None
         self.restart_ends: float | None = None
         """Until when its routes are kept although it is away, or until when it must have announced them anew."""
+        self.refreshing: dict[Family, float] = {}
+        """Families that it is sending again (RFC 7313), and until when it must have."""
 
     @property
     def name(self) -> str:
@@ -290,6 +292,7 @@ def capabilities(
         add_path=tuple((family, ways) for family in speaker.families) if ways else (),
         extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
         extended_messages=config.extended_messages,
+        enhanced_refresh=True,
     )
 
 

@@ -28,7 +28,6 @@ from bgp.connection import (
     Established,
     Negotiated,
     Output,
-    RefreshRequested,
     Send,
 )
 from bgp.decision import Metric
@@ -43,6 +42,8 @@ from bgp.message import (
     Family,
     LocalError,
     Notification,
+    Refresh,
+    RefreshKind,
     Update,
     encode_route_refresh,
 )
@@ -399,6 +400,7 @@ class Speaker:
             peer.scheduled = None
             if peer.restart_ends is not None and peer.restart_ends <= now:
                 self._restart_is_over(peer)
+            self._stale.expire(peer, now)
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -436,7 +438,7 @@ class Speaker:
     def _touched(self, peer: Peer, now: float) -> None:
         """After each event of a peer: hear what its session says, and set its timer."""
         self._collect(peer, now)
-        deadlines = (peer.session.deadline(), peer.restart_ends)
+        deadlines = (peer.session.deadline(), self._stale.deadline(peer))
         deadline = min((at for at in deadlines if at is not None), default=None)
         # A timer that is set too early costs one look, and nearly every message moves the real one on.
         if deadline is not None and (peer.scheduled is None or deadline < peer.scheduled):
@@ -451,8 +453,8 @@ class Speaker:
     def _hear(self, peer: Peer, output: Output, now: float) -> None:
         if isinstance(output, Update):
             self._update(peer, output, now)
-        elif isinstance(output, RefreshRequested):
-            self.advertising.ask(peer.source, output.family)
+        elif isinstance(output, Refresh):
+            self._refresh(peer, output, now)
         else:
             if isinstance(output, Established):
                 self._came_up(peer, output.negotiated, now)
@@ -482,6 +484,20 @@ class Speaker:
             peer.ended.add(update.end_of_rib)
             if peer.complete is not before:
                 self._outputs.append((peer.name, Complete()))
+
+    def _refresh(self, peer: Peer, refresh: Refresh, now: float) -> None:
+        negotiated = peer.session.negotiated
+        if negotiated is None:
+            return
+        if refresh.kind is RefreshKind.REQUEST:
+            self.advertising.ask(peer.source, refresh.family, bracketed=negotiated.enhanced_refresh)
+        elif refresh.kind is RefreshKind.ENDS:
+            self._stale.refresh_ends(peer, refresh.family)
+        elif negotiated.received.capabilities.graceful_restart and refresh.family not in peer.ended:
+            note = f"the beginning of a refresh of {refresh.family.name} before its End-of-RIB: passed over"
+            peer.session.recorder.note(note, now)  # RFC 7313 section 4
+        else:
+            self._stale.refresh_begins(peer, refresh.family, now)
 
     def _check_limit(self, peer: Peer, family: Family, limit: int, now: float) -> None:
         count = len(self.ribs[family].received(peer.source))

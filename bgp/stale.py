@@ -3,6 +3,9 @@
 Rule: a peer that goes away without a word keeps its routes, marked stale, until its restart time is over; back again,
 it must announce them anew before its End-of-RIB, and has `stale_time` for it. What it has not by then, goes. Where
 both sides have RFC 8538, a NOTIFICATION is as good as none, whoever sends it, unless it is a Hard Reset.
+
+A peer that sends all again with enhanced refresh (RFC 7313) has its routes marked stale in the same way from BoRR to
+EoRR, while its session stands: they are used as before, and what it has not sent by then, goes.
 """
 
 from __future__ import annotations
@@ -39,20 +42,52 @@ class Stale:
         kept = {family for family, _ in restart.preserved}
         for family, rib in self._ribs.items():
             if family in kept:
-                rib.sweep(peer.source)  # what is stale from the last time is not kept twice
+                if family not in peer.refreshing:
+                    rib.sweep(peer.source)  # what is stale from the last time is not kept twice
                 rib.mark_stale(peer.source)
             else:
                 rib.remove(peer.source)
+        peer.refreshing.clear()
         peer.restart_ends = now + restart.restart_time
 
     def over(self, peer: Peer) -> None:
         """Away too long, or back and too slow."""
         peer.restart_ends = None
-        for rib in self._ribs.values():
-            rib.sweep(peer.source)
+        for family, rib in self._ribs.items():
+            if family not in peer.refreshing:
+                rib.sweep(peer.source)
 
     def forget(self, peer: Peer) -> None:
         """All its routes, at once."""
         peer.restart_ends = None
+        peer.refreshing.clear()
         for rib in self._ribs.values():
             rib.remove(peer.source)
+
+    # --------------------------------------------------------------------------------------------- time
+
+    @staticmethod
+    def deadline(peer: Peer) -> float | None:
+        """When something of it is over."""
+        ends = list(peer.refreshing.values())
+        if peer.restart_ends is not None:
+            ends.append(peer.restart_ends)
+        return min(ends, default=None)
+
+    def expire(self, peer: Peer, now: float) -> None:
+        """A refresh that takes too long is over (RFC 7313 section 4)."""
+        for family, ends in list(peer.refreshing.items()):
+            if ends <= now:
+                self.refresh_ends(peer, family)
+
+    # ------------------------------------------------------------------------------------ enhanced refresh
+
+    def refresh_begins(self, peer: Peer, family: Family, now: float) -> None:
+        """All of a family is sent again; a second time, all over again."""
+        self._ribs[family].mark_stale(peer.source)
+        peer.refreshing[family] = now + peer.speaker.stale_time
+
+    def refresh_ends(self, peer: Peer, family: Family) -> None:
+        """What was not sent is gone. The end of what has not begun says nothing."""
+        if peer.refreshing.pop(family, None) is not None:
+            self._ribs[family].sweep(peer.source)

@@ -103,6 +103,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
         "bfd": bfd.view(config, peer.bfd, now),
         "restart_ends": round(peer.restart_ends - now, 1) if peer.restart_ends is not None else None,
+        "refresh_ends": {family_name(family): round(at - now, 1) for family, at in peer.refreshing.items()} or None,
         "held": speaker.advertising.is_held(peer.source),
         "capabilities": {
             "sent": negotiated.sent.capabilities.describe(),

@@ -13,7 +13,7 @@ from bgp.message.errors import BgpError, LocalError, RemoteError
 from bgp.message.framing import Framer
 from bgp.message.notification import Notification, decode_notification
 from bgp.message.open import Open, decode_open
-from bgp.message.refresh import KEEPALIVE, decode_route_refresh, encode_route_refresh
+from bgp.message.refresh import KEEPALIVE, Refresh, RefreshKind, decode_route_refresh, encode_route_refresh
 from bgp.message.update import Update, UpdateDecoder, encode_announcement, encode_end_of_rib, encode_withdrawal
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
     "Notification",
     "Open",
     "Origin",
+    "Refresh",
+    "RefreshKind",
     "RemoteError",
     "Update",
     "UpdateDecoder",

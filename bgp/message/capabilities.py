@@ -20,7 +20,8 @@ _EXTENDED_MESSAGES = 6
 _GRACEFUL_RESTART = 64
 _AS4 = 65
 _ADD_PATH = 69
-_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _EXTENDED_MESSAGES, _GRACEFUL_RESTART, _AS4))
+_ENHANCED_REFRESH = 70
+_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _EXTENDED_MESSAGES, _GRACEFUL_RESTART, _AS4, _ENHANCED_REFRESH))
 
 _FAMILIES = {family.value: family for family in Family}
 
@@ -77,6 +78,8 @@ class Capabilities:
     """IPv4 with a next hop of IPv6 (RFC 8950)."""
     extended_messages: bool = False
     """Takes messages of up to 65,535 octets (RFC 8654)."""
+    enhanced_refresh: bool = False
+    """Says where what it sends again begins and ends, and hears it (RFC 7313)."""
     others: tuple[Item, ...] = ()
     """Code and value of what this library does not know."""
 
@@ -95,6 +98,8 @@ class Capabilities:
             shown["extended_next_hop"] = True
         if self.extended_messages:
             shown["extended_messages"] = True
+        if self.enhanced_refresh:
+            shown["enhanced_refresh"] = True
         if self.others:
             shown["others"] = [{"code": code, "value": value.hex()} for code, value in self.others]
         return shown
@@ -123,6 +128,8 @@ def _items(capabilities: Capabilities, asn: int) -> Iterator[Item]:
         yield _AS4, asn.to_bytes(4, "big")
     if capabilities.add_path:
         yield _ADD_PATH, b"".join(family.wire + bytes((ways,)) for family, ways in capabilities.add_path)
+    if capabilities.enhanced_refresh:
+        yield _ENHANCED_REFRESH, b""
     yield from capabilities.others
 
 
@@ -141,6 +148,7 @@ def decode_capabilities(items: Sequence[Item]) -> tuple[Capabilities, int | None
         add_path=_decode_add_path(values(_ADD_PATH)),
         extended_next_hop=_decode_extended_next_hop(values(_EXTENDED_NEXT_HOP)),
         extended_messages=_decode_empty(_EXTENDED_MESSAGES, values(_EXTENDED_MESSAGES)),
+        enhanced_refresh=_decode_empty(_ENHANCED_REFRESH, values(_ENHANCED_REFRESH)),
         others=tuple(dict.fromkeys(item for item in items if _is_other(item))),
     )
     return capabilities, as4

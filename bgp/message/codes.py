@@ -113,6 +113,12 @@ class Cease(IntEnum):
     BFD_DOWN = 10
 
 
+class RefreshError(IntEnum):
+    """RFC 7313 section 5."""
+
+    INVALID_MESSAGE_LENGTH = 1
+
+
 class AttributeType(IntEnum):
     """RFC 4271, 1997, 4456, 4760, 6793, 8092."""
 

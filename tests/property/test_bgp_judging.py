@@ -120,6 +120,7 @@ class Bench:
     def up(self, name: str) -> None:
         if name in self.sessions:
             return
+        self.turn(1)  # as the driver does: a Close left over would be for the wrong connection
         restart = RESTART if name in self._restarts else None
         capabilities = Capabilities((V4,), graceful_restart=restart)
         session = Session(Settings(ASNS[name], ADDRESSES[name], 65001, capabilities, hold_time=90), lambda: 0.5)

@@ -17,6 +17,7 @@ from bgp.message import (
     MessageType,
     Notification,
     Open,
+    RefreshKind,
     RemoteError,
     Update,
     UpdateDecoder,
@@ -331,14 +332,25 @@ def notification(data: bytes) -> None:
 @target(
     "bgp-route-refresh",
     covers=("bgp.message.refresh:decode_route_refresh",),
-    seeds=lambda: {family.name.lower(): body(encode_route_refresh(family)) for family in Family},
-    longest=8,
+    seeds=lambda: {
+        **{family.name.lower(): b"\0" + body(encode_route_refresh(family)) for family in Family},
+        "begins": b"\1" + body(encode_route_refresh(V6, RefreshKind.BEGINS)),
+        "long": b"\1" + body(encode_route_refresh(V4, RefreshKind.ENDS)) + b"more",
+    },
+    longest=12,
 )
 def route_refresh(data: bytes) -> None:
-    if len(data) == 4:
-        family = decode_route_refresh(data)
-        assert family is None or body(encode_route_refresh(family)) == data
-        assert family is not None or not any(data == body(encode_route_refresh(known)) for known in Family)
+    """What is known is read as it is sent; another length is an error, with the whole message where RFC 7313 says."""
+    enhanced, data = bool(data and data[0] & 1), data[1:]
+    try:
+        found = decode_route_refresh(data, enhanced=enhanced)
+    except RemoteError as error:
+        code, _, content = error_of(error, 1, 7)
+        assert len(data) != 4 and (code == 1 or (enhanced and content.endswith(data)))
+        return
+    known = {body(encode_route_refresh(family, kind)) for family in Family for kind in RefreshKind}
+    assert (found is not None) == (data in known)
+    assert found is None or body(encode_route_refresh(*found)) == data
 
 
 # ------------------------------------------------------------------------------------------ prefixes as text
