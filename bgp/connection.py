@@ -105,6 +105,8 @@ class Negotiated:
     """IPv4 may have a next hop of IPv6 (RFC 8950)."""
     enhanced_refresh: bool = False
     """What is sent again has a beginning and an end (RFC 7313)."""
+    long_lived: bool = False
+    """The peer knows what long-lived stale routes are (RFC 9494)."""
     longest_out: int = MAX_MESSAGE_SIZE
     """The longest message that the peer takes (RFC 8654)."""
     notification_restart: bool = False
@@ -482,6 +484,7 @@ def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direct
         _several(families, ours, theirs),
         ours.extended_next_hop and theirs.extended_next_hop and Family.IPV4 in families,
         ours.enhanced_refresh and theirs.enhanced_refresh,
+        theirs.graceful_restart is not None and theirs.long_lived is not None,
         EXTENDED_MESSAGE_SIZE if ours.extended_messages and theirs.extended_messages else MAX_MESSAGE_SIZE,
         all(each and each.notification for each in (ours.graceful_restart, theirs.graceful_restart)),
     )

@@ -117,7 +117,7 @@ class Speaker:
         self._decoders: dict[tuple[bool, bool], AttributeDecoder] = {}
         self._peers_of: dict[Source, Peer] = {}
         self._judging = Judging(self.ribs, self._peers_of)
-        self._stale = Stale(self.ribs)
+        self._stale = Stale(self.ribs, self._judging)
         self._by_address: dict[bytes, str] = {}
         self._joining: dict[str, None] = {}
         self._leaving: dict[str, None] = {}
@@ -348,7 +348,8 @@ class Speaker:
         if peer.session.negotiated is not None:
             peer.session.reset(now, Notification(ErrorCode.CEASE, Cease.BFD_DOWN))
         elif peer.restart_ends is not None and independent:
-            self._restart_is_over(peer)
+            self._stale.over(peer, now)
+            self._let_go(peer)
         self._touched(peer, now)
 
     def hold(self, name: str) -> None:
@@ -398,9 +399,9 @@ class Speaker:
             if peer is None or peer.scheduled != at:
                 continue
             peer.scheduled = None
-            if peer.restart_ends is not None and peer.restart_ends <= now:
-                self._restart_is_over(peer)
-            self._stale.expire(peer, now)
+            if peer.awaited or peer.refreshing:
+                self._stale.expire(peer, now)
+                self._let_go(peer)
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -478,7 +479,7 @@ class Speaker:
             if peer.config.most_prefixes is not None:
                 self._check_limit(peer, family, peer.config.most_prefixes, now)
         if update.end_of_rib is not None:
-            self.ribs[update.end_of_rib].sweep(source)
+            self._stale.complete(peer, update.end_of_rib)
             self._no_longer_awaited(peer.name, update.end_of_rib)
             before = peer.complete
             peer.ended.add(update.end_of_rib)
@@ -527,16 +528,15 @@ class Speaker:
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)
 
-    def _restart_is_over(self, peer: Peer) -> None:
-        """Away too long, or back and too slow."""
-        self._stale.over(peer)
-        if peer.within is not None:
+    def _let_go(self, peer: Peer) -> None:
+        """The time for a restart may be over."""
+        if peer.within is not None and not peer.awaited:
             self._leaving[peer.name] = None
 
     def _leave(self, peer: Peer, now: float) -> None:
         """A peer of a range whose session is over is none any more, unless it or its routes are kept."""
         del self._leaving[peer.name]
-        if peer.session.started and peer.session.state < State.OPEN_SENT and peer.restart_ends is None:
+        if peer.session.started and peer.session.state < State.OPEN_SENT and not peer.awaited:
             self.remove_peer(peer.name, now)
 
     def _no_longer_awaited(self, name: str, family: Family | None = None) -> None:

@@ -7,7 +7,7 @@ or raise RemoteError, and no other exception.
 from bgp.message.aspath import AsPath
 from bgp.message.attribute_decoding import AttributeDecoder, Fault
 from bgp.message.attributes import Attributes
-from bgp.message.capabilities import AddPath, Capabilities, GracefulRestart
+from bgp.message.capabilities import AddPath, Capabilities, GracefulRestart, LongLived
 from bgp.message.codes import Cease, ErrorCode, Family, MessageType, Origin
 from bgp.message.errors import BgpError, LocalError, RemoteError
 from bgp.message.framing import Framer
@@ -31,6 +31,7 @@ __all__ = [
     "Framer",
     "GracefulRestart",
     "LocalError",
+    "LongLived",
     "MessageType",
     "Notification",
     "Open",

@@ -28,6 +28,7 @@ from bgp.message import (
     Family,
     Framer,
     GracefulRestart,
+    LongLived,
     Notification,
     Open,
     RemoteError,
@@ -200,6 +201,11 @@ capabilities = st.builds(
     extended_next_hop=st.booleans(),
     extended_messages=st.booleans(),
     enhanced_refresh=st.booleans(),
+    long_lived=st.none()
+    | st.builds(
+        LongLived,
+        st.lists(st.tuples(st.sampled_from(Family), st.booleans(), st.integers(0, 0xFFFFFF)), max_size=2).map(tuple),
+    ),
     others=st.lists(st.tuples(st.integers(128, 255), st.binary(max_size=200)), max_size=3, unique=True).map(tuple),
 )
 opens = st.builds(

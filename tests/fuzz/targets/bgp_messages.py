@@ -14,6 +14,7 @@ from bgp.message import (
     Framer,
     GracefulRestart,
     LocalError,
+    LongLived,
     MessageType,
     Notification,
     Open,
@@ -73,6 +74,18 @@ OPENS = {
         9,
         bytes((10, 0, 0, 2)),
         Capabilities((V4, V6), add_path=((V4, AddPath(3)), (V6, AddPath(1))), extended_next_hop=True),
+    ),
+    "restarts": Open(
+        65002,
+        9,
+        bytes((10, 0, 0, 2)),
+        Capabilities(
+            (V4, V6),
+            graceful_restart=GracefulRestart(0, False, ((V4, True),), notification=True),
+            extended_messages=True,
+            enhanced_refresh=True,
+            long_lived=LongLived(((V4, True, 86400), (V6, False, 0xFFFFFF))),
+        ),
     ),
     "long": Open(
         65002, 9, bytes((10, 0, 0, 2)), Capabilities((V4, V6), others=((200, bytes(250)), (201, b"x" * 200)))
@@ -162,8 +175,12 @@ def open_(data: bytes) -> None:
     assert not restarts or restarts[0] == restarts[-1]
     if all(code != 1 for code, _ in came):
         came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
-    assert {item for item in sent if item[0] not in (5, 64, 69)} <= set(came)
+    assert {item for item in sent if item[0] not in (5, 64, 69, 71)} <= set(came)
     assert _entries(sent, 5, 6) <= _entries(came, 5, 6)
+    before, after = (
+        {part[:3] + bytes((part[3] & 0x80,)) + part[4:] for part in _entries(items, 71, 7)} for items in (came, sent)
+    )
+    assert after <= before
     assert _entries(sent, 69, 4) <= _entries(came, 69, 4)
 
 
