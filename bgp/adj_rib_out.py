@@ -10,7 +10,7 @@ prefix, and each path is told, changed and taken back like a prefix of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bgp.decision import ranked, usable
 from bgp.export import ExportSettings, Several, export
@@ -158,9 +158,9 @@ class UpdateGroup:
                 changes.update(paths)
         return self.apply(rib.family, changes)
 
-    def _choice(self, rib: Rib, prefix: bytes, candidates: Iterable[Route]) -> Iterable[Route]:
+    def _choice(self, rib: Rib, prefix: bytes, candidates: Sequence[Route]) -> Iterable[Route]:
         several = self.several[rib.family]
-        if several == Several():
+        if several == Several() or len(candidates) == 1:
             return usable(candidates, rib.metric)
         found: list[Route] = []
         next_hops = set()
@@ -286,7 +286,7 @@ class UpdateGroup:
             return False
         return len(self.members) > (source in self.members)
 
-    def _encode(self, family: Family, groups: Mapping[_Told, Iterable[bytes]]) -> Iterator[Piece]:
+    def _encode(self, family: Family, groups: Mapping[_Told, Sequence[bytes]]) -> Iterator[Piece]:
         as4, longest = self.settings.as4, self.settings.longest
         for (attributes, source), prefixes in groups.items():
             try:

@@ -185,6 +185,8 @@ class Connection:
         self.negotiated: Negotiated | None = None
         self.received_open: Open | None = None
         self.retry_count = 0
+        self.unanswered = 0
+        """Attempts to connect, one after the other, that nothing has come of: neither a connection nor a refusal."""
         self._outputs = outputs
         self._random = random
         self._decoders = decoders or (lambda as4, internal: AttributeDecoder(as4=as4, internal=internal))
@@ -225,11 +227,13 @@ class Connection:
 
     def connected(self, now: float) -> None:
         """The TCP connection stands."""
+        self.unanswered = 0
         self._fire(Event.TCP_CONNECTED if self.direction is Direction.OUTGOING else Event.TCP_ACCEPTED, now)
 
     def failed(self, now: float, reason: str) -> None:
         """The TCP connection broke, was closed by the peer, or did not come about."""
         self._reason = reason
+        self.unanswered = 0
         self._fire(Event.TCP_FAILS, now)
 
     def receive(self, data: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
@@ -294,6 +298,9 @@ class Connection:
             self._reason = f"{error}: the peer takes nothing of what we say"
             self._fire(Event.SEND_HOLD_TIMER_EXPIRES, now)
         if self._retry_at is not None and self._retry_at <= now:
+            if self.state is State.CONNECT:
+                self.unanswered += 1
+                self._recorder.note("no answer to an attempt to connect", now)
             self._fire(Event.CONNECT_RETRY_TIMER_EXPIRES, now)
 
     # ------------------------------------------------------------------------------------------------ messages

@@ -58,10 +58,9 @@ class Judging:
         if not self._left:
             self._tagged.clear()
 
-    def own_changed(self, family: Family, prefix: bytes, guard: bool) -> None:
-        """A prefix is ours, or is not any more; with `guard` all inside it too. What peers said of it, at once."""
-        rib = self._ribs[family]
-        for source, path, route in list(rib.within(prefix) if guard else rib.at(prefix)):
+    def own_changed(self, family: Family, prefix: bytes) -> None:
+        """A prefix is ours alone, or is not any more. What peers said of it and of all inside it, at once."""
+        for source, path, route in list(self._ribs[family].within(prefix)):
             if peer := self._peers.get(source):
                 self._judge(peer, family, path, route.received)
 

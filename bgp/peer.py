@@ -20,7 +20,7 @@ from bgp.own import OwnPrefixes
 from bgp.policy import Policy
 from bgp.route import Kind, Source
 from bgp.session import Session
-from bgp.transport import DEFAULT_TRANSPORT, Transport
+from bgp.transport import DEFAULT_TRANSPORT, Dropped, Transport
 
 if TYPE_CHECKING:
     from bgp.ranges import PeerRange
@@ -147,6 +147,10 @@ class Peer:
         """What was wrong with its UPDATEs, and how often; the oldest kind is forgotten beyond a hundred."""
         self.malformed = 0
         """UPDATEs with something wrong."""
+        self.limited = False
+        """Its session was ended for too many prefixes."""
+        self.dropped_before = Dropped()
+        """What the host had dropped for its signature when the session was begun or went down."""
         self.warned: set[Family] = set()
         self.ended: set[Family] = set()
         """The families in which it has sent End-of-RIB since its session came up."""
@@ -222,7 +226,7 @@ class Peer:
             negotiated.families,
             negotiated.as4,
             speaker.cluster_id,
-            self.own_addresses(),
+            self._next_hops(negotiated),
             self.config.next_hop_self,
             self.config.export_policy,
             self._several(negotiated),
@@ -231,6 +235,14 @@ class Peer:
             negotiated.long_lived,
             speaker.long_lived_partial,
         )
+
+    def _next_hops(self, negotiated: Negotiated) -> tuple[tuple[Family, bytes], ...]:
+        """Our addresses for what goes by way of us. Over IPv6, IPv4 goes the session's way too if it can."""
+        over_ipv6 = len(self.locals.get(negotiated.direction, b"")) == 16 or len(self.config.address) == 16
+        ours = self.own_addresses()
+        if not (negotiated.extended_next_hop and over_ipv6):
+            return ours
+        return tuple((family, address) for family, address in ours if family is Family.IPV6)
 
     def _several(self, negotiated: Negotiated) -> tuple[tuple[Family, Several], ...]:
         several = self.config.several_out
@@ -254,12 +266,11 @@ class Peer:
         refused = self._refused(received)
         if refused:
             return ((paths, received, refused),)
-        prefixes = nlri.prefixes_of(family, paths)
-        if self.config.import_policy is None and not self._own.concern(family, prefixes):
+        if self.config.import_policy is None and not self._own.concern(family, paths):
             return ((paths, received, ""),)
         fates: dict[tuple[Attributes, str], list[bytes]] = {}
-        for path, prefix in zip(paths, prefixes, strict=True):
-            fates.setdefault(self._fate(family, prefix, received), []).append(path)
+        for path in paths:
+            fates.setdefault(self._fate(family, nlri.prefix_of(family, path), received), []).append(path)
         return [(some, attributes, reason) for (attributes, reason), some in fates.items()]
 
     def _fate(self, family: Family, prefix: bytes, received: Attributes) -> tuple[Attributes, str]:
@@ -302,7 +313,8 @@ def capabilities(
 ) -> Capabilities:
     """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1).
 
-    Forwarding went on while there was no session with a peer that `stood` before.
+    Forwarding went on while there was no session with a peer that `stood` before. Enhanced refresh is offered only
+    beside graceful restart: without, FRR (8.4) waits for an End-of-RIB that it never sends, and answers no request.
     """
     restart, long_lived = None, None
     if speaker.restarts:
@@ -321,7 +333,7 @@ def capabilities(
         add_path=tuple((family, ways) for family in speaker.families) if ways else (),
         extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
         extended_messages=config.extended_messages,
-        enhanced_refresh=True,
+        enhanced_refresh=speaker.restarts,
         long_lived=long_lived,
     )
 

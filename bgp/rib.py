@@ -28,6 +28,7 @@ class Rib:
 
     def __init__(self, family: Family, metric: Metric | None = None, paths: int = 1) -> None:
         self.family = family
+        self._sizes = nlri.sizes(family)
         self.paths = paths
         self.metric: Metric = metric or (lambda next_hop: 0)
         self.chosen: dict[bytes, Chosen] = {}
@@ -53,7 +54,7 @@ class Rib:
         mine = self._received.get(source)
         if mine is None:
             mine = self._received[source] = {}
-        if nlri.identified(self.family, paths):
+        if paths and len(paths[0]) != self._sizes[paths[0][0]]:
             self._announce_identified(source, mine, paths, attributes, received, rejected)
             return
         stale = self._stale.get(source)
@@ -220,18 +221,14 @@ class Rib:
         """All routes of a prefix, in no order."""
         return tuple(self._candidates.get(prefix, ()))
 
-    def at(self, prefix: bytes) -> Iterator[tuple[Source, bytes, Route]]:
-        """Each route to a prefix: its source and path, and the route."""
-        for route in self._candidates.get(prefix, ()):
-            yield route.source, prefix + route.identifier, route
-
     def within(self, prefix: bytes) -> Iterator[tuple[Source, bytes, Route]]:
-        """The same for all that lies inside, the prefix itself included."""
+        """Each route to what lies inside, the prefix itself included: its source and path, and the route."""
         longest = 32 if self.family is Family.IPV4 else 128
         inside = PrefixRange(self.family, prefix, prefix[0], longest)
-        for each in self._candidates:
+        for each, routes in self._candidates.items():
             if inside.matches(self.family, each):
-                yield from self.at(each)
+                for route in routes:
+                    yield route.source, each + route.identifier, route
 
     def stale(self, source: Source) -> int:
         """How many routes of a source that restarts it has not announced anew yet."""

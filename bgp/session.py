@@ -67,6 +67,11 @@ class Session:
                 return connection.negotiated
         return None
 
+    @property
+    def unanswered(self) -> int:
+        """Attempts to connect, one after the other, to which nothing came back."""
+        return self._outgoing.unanswered
+
     def timers(self) -> dict[str, float | None]:
         """When each timer runs out: that of the connection that has come furthest, and of the next start."""
         furthest = max(self._connections.values(), key=lambda connection: connection.state)

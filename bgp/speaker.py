@@ -54,7 +54,7 @@ from bgp.rib import Chosen, Rib
 from bgp.route import Kind, Source
 from bgp.session import Session
 from bgp.stale import Stale
-from bgp.transport import Transport
+from bgp.transport import Dropped, Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ AT_ONCE = 2000
 
 
 class Speaker:
-    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop.
+    """See the module. `random` gives numbers from 0 to 1; `metric` says what it costs to reach a next hop, `dropped`
+    what the host has dropped for its signature.
 
     After a restart of ours, `restarting` names the peers that stood before it: nothing is decided until they have
     sent all they have, or `deferral` seconds are over.
@@ -99,8 +100,10 @@ class Speaker:
         restarting: Iterable[str] = (),
         deferral: float = 0.0,
         now: float = 0.0,
+        dropped: Callable[[], Dropped] = Dropped,
     ) -> None:
         self.config = config
+        self.dropped = dropped
         self.peers: dict[str, Peer] = {}
         self.ranges: tuple[PeerRange, ...] = ()
         self.ribs = {family: Rib(family, metric, config.paths) for family in config.families}
@@ -140,6 +143,7 @@ class Speaker:
         self.peers[config.name] = self._peers_of[peer.source] = peer
         self._by_address.setdefault(config.address, config.name)
         peer.since = now
+        peer.dropped_before = self.dropped()
         if config.shutdown is None:
             peer.session.start(now)
         self._touched(peer, now)
@@ -217,6 +221,7 @@ class Speaker:
     def stop_peer(self, name: str, now: float, text: str = "") -> None:
         """End a session with words for the other operator (RFC 9003); it stays down until `start_peer`."""
         peer = self.peers[name]
+        peer.limited = False
         peer.session.stop(now, Notification.shutdown(text))
         self.version += 1
         self._touched(peer, now)
@@ -224,6 +229,7 @@ class Speaker:
 
     def start_peer(self, name: str, now: float) -> None:
         """Keep a session with the peer, after it was stopped or had given too many prefixes."""
+        self.peers[name].limited = False
         self.peers[name].session.start(now)
         self.version += 1
         self._touched(self.peers[name], now)
@@ -231,6 +237,7 @@ class Speaker:
     def reset(self, name: str, now: float, text: str = "") -> None:
         """End a session and begin it anew; one that was ended for too many prefixes is begun again."""
         session = self.peers[name].session
+        self.peers[name].limited = False
         session.reset(now, Notification.shutdown(text, reset=True))
         session.start(now)
         self.version += 1
@@ -254,17 +261,19 @@ class Speaker:
     ) -> None:
         """Announce a prefix of ours. Without a next hop it is reached by way of us.
 
-        Nobody else's route to it is used; with `guard`, nor one to a part of it.
+        Ours is the best route to it. With `guard` it is ours alone: nobody else's route to it or a part of it is
+        taken.
         """
         attributes = attributes or Attributes()
         self.ribs[family].announce(self.local, (prefix,), attributes, attributes)
         if self.own.add(family, prefix, guard=guard):
-            self._judging.own_changed(family, prefix, guard)
+            self._judging.own_changed(family, prefix)
 
     def retract(self, family: Family, prefix: bytes) -> None:
         """Announce it no longer."""
         self.ribs[family].withdraw(self.local, (prefix,))
-        self._judging.own_changed(family, prefix, self.own.remove(family, prefix))
+        if self.own.remove(family, prefix):
+            self._judging.own_changed(family, prefix)
 
     # ---------------------------------------------------------------------------------------------------- the world
 
@@ -476,8 +485,7 @@ class Speaker:
             rib = self.ribs[family]
             for some, attributes, rejected in peer.judge(family, prefixes, received):
                 rib.announce(source, some, attributes, received, rejected)
-            if peer.config.most_prefixes is not None:
-                self._check_limit(peer, family, peer.config.most_prefixes, now)
+            self._check_limit(peer, family, now)
         if update.end_of_rib is not None:
             self._stale.complete(peer, update.end_of_rib)
             self._no_longer_awaited(peer.name, update.end_of_rib)
@@ -500,10 +508,14 @@ class Speaker:
         else:
             self._stale.refresh_begins(peer, refresh.family, now)
 
-    def _check_limit(self, peer: Peer, family: Family, limit: int, now: float) -> None:
+    def _check_limit(self, peer: Peer, family: Family, now: float) -> None:
+        limit = peer.config.most_prefixes
+        if limit is None or peer.limited:
+            return
         count = len(self.ribs[family].received(peer.source))
         if count > limit:
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
+            peer.limited = True
             peer.session.stop(now, Notification.too_many_prefixes(family, limit))
             self.version += 1
         elif count > limit * peer.config.warn_at and family not in peer.warned:
@@ -524,6 +536,7 @@ class Speaker:
     def _went_down(self, peer: Peer, down: Down, now: float) -> None:
         peer.since = now
         peer.flaps += 1
+        peer.dropped_before = self.dropped()
         self._joining.pop(peer.name, None)
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)
@@ -590,6 +603,8 @@ class Speaker:
             self.stop_peer(peer.name, now, config.shutdown)
         elif config.shutdown is None and before.shutdown is not None:
             self.start_peer(peer.name, now)
+        if before.most_prefixes != config.most_prefixes:
+            self._limit_changed(peer, now)
         imports = ("import_policy", "allowed_own_as", "enforce_first_as", "accept_default")
         if any(getattr(before, name) != getattr(config, name) for name in imports):
             self._judging.again(peer)
@@ -600,6 +615,17 @@ class Speaker:
             for family, rib in self.ribs.items():
                 self.advertising.tell(family, rib.chosen, rib.chosen)
         self._move(peer)
+
+    def _limit_changed(self, peer: Peer, now: float) -> None:
+        """A session that was ended for the old limit gets another chance; one that is beyond the new one ends."""
+        if peer.limited:
+            self.start_peer(peer.name, now)
+            return
+        peer.warned.clear()
+        if peer.session.negotiated is not None:
+            for family in self.ribs:
+                self._check_limit(peer, family, now)
+            self._touched(peer, now)
 
     def _move(self, peer: Peer) -> None:
         if peer.session.negotiated is not None and peer.name not in self._joining:

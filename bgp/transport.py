@@ -6,6 +6,7 @@ Rule: nothing here opens a socket. A change of any of these values is a new sess
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bgp.message import LocalError
 
@@ -58,3 +59,19 @@ class Transport:
 
 
 DEFAULT_TRANSPORT = Transport()
+
+
+class Dropped(NamedTuple):
+    """Segments that the kernel has dropped for their MD5 signature, by kind: counters of the whole host."""
+
+    wrong: int = 0
+    missing: int = 0
+    unwanted: int = 0
+    """Signed, where no key was expected."""
+
+    def since(self, before: Dropped) -> Dropped:
+        return Dropped(*(max(now - then, 0) for now, then in zip(self, before, strict=True)))
+
+    def __str__(self) -> str:
+        kinds = (("with a wrong signature", self.wrong), ("unsigned", self.missing), ("signed", self.unwanted))
+        return ", ".join(f"{count} {kind}" for kind, count in kinds if count)

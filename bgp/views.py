@@ -21,6 +21,7 @@ from bgp.peer import Peer
 from bgp.policy import PrefixRange
 from bgp.rib import Rib
 from bgp.route import Kind, Route
+from bgp.silence import why_down
 from bgp.speaker import Speaker
 
 _COUNTED = tuple((kind.name.lower(), kind.value) for kind in MessageType)
@@ -83,6 +84,7 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
     session, config, recorder = peer.session, peer.config, peer.session.recorder
     negotiated = session.negotiated
     timers = session.timers()
+    dropped = speaker.dropped().since(peer.dropped_before)
     shown: dict[str, Any] = {
         "name": peer.name,
         "address": nlri.address_text(config.address),
@@ -98,7 +100,9 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "timers": {name: round(at - now, 1) for name, at in timers.items() if at is not None},
         "last_received": _ago(recorder.last_received, now),
         "flaps": peer.flaps,
-        "why_down": _why_down(peer) if negotiated is None else None,
+        "why_down": why_down(peer, dropped) if negotiated is None else None,
+        "unanswered": session.unanswered or None,
+        "dropped_here": dropped._asdict() if negotiated is None and any(dropped) else None,
         "last_down": session.last_down.reason if session.last_down else None,
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
         "bfd": bfd.view(config, peer.bfd, now),
@@ -152,17 +156,6 @@ def _prefixes(speaker: Speaker, peer: Peer, rib: Rib, best: dict[Family, Counter
         "long_lived_stale": rib.stale(peer.source) if rib.family in peer.long_lived else 0,
         "advertised": group.count(rib.family, peer.source) if group else 0,
     }
-
-
-def _why_down(peer: Peer) -> str:
-    session = peer.session
-    if not session.started and peer.config.shutdown is not None:
-        return f"shut down here: {peer.config.shutdown}" if peer.config.shutdown else "shut down here"
-    if session.last_failure is not None:
-        return session.last_failure.reason
-    if not session.started:
-        return "shut down here"
-    return "waits for the peer to connect" if session.settings.passive else "connects"
 
 
 def _next_retry(timers: dict[str, float | None], now: float) -> float | None:

@@ -81,6 +81,9 @@ class Router(msgspec.Struct, frozen=True, kw_only=True):
     passive: bool = False
     hold_time: int | None = None
     most_prefixes: int | None = None
+    several_in: bool = False
+    several_out: bool = False
+    extended_next_hop: bool = False
     bfd: Watch = NO_WATCH
 
     @property
@@ -256,12 +259,13 @@ _TOP = (
     *("AS", "Port", "Mesh", "Reflectors", "ClusterID", "Routers", "Nodes", "Announce", "Communities"),
     *("PasswordFile", "HoldTime", "RestartTime", "LongLivedTime", "Encapsulation", "VNI", "VXLANPort", "MTU", "BFD"),
 )
+_SEVERAL = ("none", "receive", "send", "both")
 _RULE = ("Match", *_COMMON, "BFD")
 _BFD = ("MinTx", "MinRx", "Multiplier")
 _ROUTER_BFD = (*_BFD, "Multihop")
 _ROUTER = (
     *("Name", "Address", "AS", "Port", "PasswordFile", "TTLSecurity", "Multihop", "NextHop", "AllowOwnAS"),
-    *("LocalAS", "Passive", "HoldTime", "MaxPrefixes", "BFD"),
+    *("LocalAS", "Passive", "HoldTime", "MaxPrefixes", "AddPath", "ExtendedNextHop", "BFD"),
 )
 
 
@@ -314,6 +318,14 @@ def _router(reader: _Reader) -> Router:
     if next_hop not in ("", "self", "keep"):
         reader.fail("NextHop", next_hop, "is no such choice", 'Write "self" or "keep", or leave it out')
     hold_time = reader.hold_time(-1)
+    several = reader.text("AddPath", "none").lower() or "none"
+    if several not in _SEVERAL:
+        reader.fail("AddPath", several, "is no such choice", f"Use one of {', '.join(_SEVERAL)}")
+    extended = reader.boolean("ExtendedNextHop", False)
+    if extended and parsed.version == 4:
+        reader.fail(
+            "ExtendedNextHop", "true", "is for sessions over IPv6", "Write the router's IPv6 address as Address"
+        )
     return Router(
         name=reader.text("Name", "") or str(parsed),
         address=str(parsed),
@@ -328,6 +340,9 @@ def _router(reader: _Reader) -> Router:
         passive=reader.boolean("Passive", False),
         hold_time=None if hold_time < 0 else hold_time,
         most_prefixes=reader.number("MaxPrefixes", 1, 10_000_000, 0) or None,
+        several_in=several in ("receive", "both"),
+        several_out=several in ("send", "both"),
+        extended_next_hop=extended,
         bfd=reader.watch(_ROUTER_BFD) or NO_WATCH,
     )
 

@@ -10,11 +10,14 @@ from backends.bgp.part import Part
 from backends.bgp.sessions import Peering
 from bgp.aio import SetupError
 from bgp.peer import Peer
+from bgp.silence import why_down
 from bgp.speaker import PrefixLimit, Speaker
+from bgp.transport import Dropped
 from netagent.model import Finding, Lease, Route
 
 # A router that does not come up for so long is a finding (seconds).
 LONG_DOWN = 15.0
+SHOWN = 5  # names in one finding
 
 
 class Problem(NamedTuple):
@@ -42,12 +45,6 @@ class Problem(NamedTuple):
 
 def established(peer: Peer) -> bool:
     return peer.session.negotiated is not None
-
-
-def why_down(peer: Peer) -> str:
-    """One phrase for a session that does not stand."""
-    failure = peer.session.last_failure or peer.session.last_down
-    return failure.reason if failure is not None else f"it is {peer.session.state.name.lower()}"
 
 
 def summary(
@@ -115,7 +112,11 @@ def peer_states(
         if not reason and peer is None:
             reason = "no BGP session tells of it"
         elif not reason and peer is not None:
-            reason = "it does not announce it" if established(peer) else f"no BGP session with it: {why_down(peer)}"
+            reason = (
+                "it does not announce it"
+                if established(peer)
+                else f"no BGP session with it: {_why_down(speaker, peer)}"
+            )
         name = member.name if member is not None else lease.key
         state = "pending" if young(name) else "unreachable"
         found[lease.key] = {"state": state, "reason": f"no route to {lacking[0]}: {reason}", "session": session}
@@ -145,6 +146,8 @@ def findings(
         )
     if speaker is None:
         return found
+    if (doubt := _signatures(speaker, now)) is not None:
+        found.append(doubt)
     for name in sorted(peering.routers - limits.keys()):
         peer = speaker.peers.get(name)
         if peer is None or established(peer) or now - peer.since < LONG_DOWN:
@@ -154,7 +157,7 @@ def findings(
                 code="bgp-router-down",
                 subject=name,
                 message=f"no BGP session with router {name} for {now - peer.since:.0f} s",
-                evidence=why_down(peer),
+                evidence=_why_down(speaker, peer),
                 remedy="compare Address, AS, password and TTL settings on both sides: `netagent bgp log` shows the "
                 "messages",
             )
@@ -201,6 +204,33 @@ def _unwatched(peering: Peering, speaker: Speaker, now: float) -> list[Finding]:
     return found
 
 
+def _why_down(speaker: Speaker | None, peer: Peer) -> str:
+    return why_down(peer, speaker.dropped().since(peer.dropped_before) if speaker is not None else None)
+
+
+def _signatures(speaker: Speaker, now: float) -> Finding | None:
+    """Sessions that do not come up, on a host that has dropped signed segments: whose they were is not known."""
+    dropped = speaker.dropped()
+    meant = []
+    most = Dropped()
+    for name, peer in speaker.peers.items():
+        since = dropped.since(peer.dropped_before)
+        kinds = since.wrong + since.missing if peer.config.transport.password else since.unwanted
+        if kinds and not established(peer) and peer.session.started and now - peer.since >= LONG_DOWN:
+            meant.append(name)
+            most = max(most, since, key=sum)
+    if not meant:
+        return None
+    return Finding(
+        code="bgp-md5",
+        subject="TCP MD5",
+        message=f"this host drops BGP segments for their signature; there is no session with {_some(sorted(meant))}",
+        evidence=f"dropped: {most}",
+        remedy="set the same password on both sides, or on neither; a router that only refuses connections counts as "
+        "unsigned",
+    )
+
+
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

@@ -30,7 +30,7 @@ from backends.bgp.roles import Seen
 from backends.bgp.sessions import Peering, Secret
 from backends.bgp.ways import Ways
 from bfd.orders import Status
-from bgp.aio import Driver, Listen, SetupError
+from bgp.aio import Driver, Listen, SetupError, dropped
 from bgp.connection import Down, Established
 from bgp.fsm import State
 from bgp.message import Attributes, nlri
@@ -49,7 +49,7 @@ STATE = "bgp.json"  # in the run directory, which a reboot empties as it empties
 DEFERRAL = 15.0  # seconds that a start waits for the peers of the run before
 FIRST_TIME = 5.0  # seconds that `settled` waits for a peer that is new
 SAID_ALL = 3.0  # seconds after which a router that sends no End-of-RIB has said all that it has
-LOOK_AGAIN = 5.0  # seconds between two looks at files that could not be read, and at routers
+LOOK_AGAIN = 5.0  # seconds between two looks at files that could not be read, at routers, and at who is down
 RETRY = 2.0  # seconds until an occupied port is tried again
 STOP_TIME = 2.0  # seconds that peers have to take our last words
 FAREWELL = "this node leaves BGP"
@@ -305,6 +305,7 @@ class BgpService:
             restarting=restarting if config.restart_time else (),
             deferral=DEFERRAL,
             now=loop.time(),
+            dropped=dropped,
         )
         driver = Driver(
             speaker,
@@ -332,7 +333,7 @@ class BgpService:
                 speaker.remove_peer(name, now)
         self._released.clear()
         speaker.set_peers(self._peering.peers, now)
-        self._consider_limits(speaker, now)
+        self._consider_limits(speaker)
         names = {peer.name for peer in self._peering.peers}
         self._since = {name: self._since.get(name, now) for name in names}
         wanted = sessions.originated(context, own)
@@ -350,15 +351,13 @@ class BgpService:
         except SetupError as error:
             self._problem = Problem.of(error, context.options.port)
 
-    def _consider_limits(self, speaker: Speaker, now: float) -> None:
-        """A router whose limit is another one now gets its session back."""
+    def _consider_limits(self, speaker: Speaker) -> None:
+        """Of a router whose limit is another one now nothing is known yet."""
         for name, limit in list(self._limits.items()):
             peer = speaker.peers.get(name)
             if peer is not None and peer.config.most_prefixes == limit.limit:
                 continue
             del self._limits[name]
-            if peer is not None and limit.ended:
-                speaker.start_peer(name, now)
 
     def _next(self) -> float | None:
         """Seconds until time alone changes something: a part to play, a router that says no End-of-RIB."""
@@ -375,7 +374,8 @@ class BgpService:
             waits.append(roles.SETTLE / 2)
         if self._problem is not None:
             waits.append(RETRY)
-        if self._unread or self._peering.routers or any(peer.bfd for peer in self._peering.peers):
+        down = self.speaker is not None and not all(map(established, self.speaker.peers.values()))
+        if self._unread or self._peering.routers or down or any(peer.bfd for peer in self._peering.peers):
             waits.append(LOOK_AGAIN)
         return max(min(waits), 0.01) if waits else None
 

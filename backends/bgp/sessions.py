@@ -3,6 +3,8 @@
 Rules: a node announces its own subnet and its announced prefixes, and takes neither a default route nor anything of
 its own back (the speaker sees to that); from nodes it takes only what nodes may announce. A reflector passes on what
 nodes say, never what routers of another AS say. Equal policies are one object: the speaker compares identities.
+Nodes tell each other of several ways to a prefix (RFC 7911), whatever part they play: what an OPEN has said cannot
+change without a new session, so it must not depend on the role.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import NamedTuple
 from backends.bgp import roles
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own, Router
+from bgp.export import Several
 from bgp.message import Attributes
 from bgp.message import Family as Afi
 from bgp.message.nlri import parse_address
@@ -26,6 +29,8 @@ from bgp.transport import LONGEST_PASSWORD, Transport
 from netagent.contract import Context
 from netagent.model import Family, Finding
 
+# Of the routes to a prefix one for each next hop: with several reflectors each route comes round more than once.
+EACH_WAY = Several(by_next_hop=True)
 PATHS = 16  # of equal cost that are used at once
 
 FAMILIES: Mapping[Family, Afi] = {4: Afi.IPV4, 6: Afi.IPV6}
@@ -147,6 +152,8 @@ def peering(
                 next_hop_self=False,
                 import_policy=by_nodes,
                 export_policy=to_nodes,
+                several_in=True,
+                several_out=EACH_WAY,
                 transport=Transport(port=options.port, local_address=place[1], password=secret, multihop=_NODE_HOPS),
                 bfd=own.bfd.settings(multihop=True),
             )
@@ -211,6 +218,9 @@ def _router(
         next_hop_self=router.next_hop_self,
         allowed_own_as=router.allow_own_as,
         most_prefixes=router.most_prefixes,
+        several_in=router.several_in,
+        several_out=EACH_WAY if router.several_out else None,
+        extended_next_hop=router.extended_next_hop,
         transport=transport,
         bfd=router.bfd.settings(),
     )

@@ -152,11 +152,18 @@ class Ways:
 
     # ------------------------------------------------------------------------------------------- routes
 
+    def _towards(self, dst: str, next_hop: str) -> Way:
+        """IPv4 may have a next hop of IPv6 (RFC 8950); in a tunnel each family has its own."""
+        way = self.to(next_hop)
+        if way.member and family_of(dst) != family_of(next_hop):
+            return Way(problem=f"next hop {next_hop} is behind the tunnel for IPv{family_of(next_hop)}")
+        return way
+
     def route(self, dst: str, next_hops: Sequence[str]) -> tuple[Route | None, str]:
         """The route to install, or None and why not. Next hops that cannot be reached are left out."""
         if dst in self._taken:
             return None, "the host has a route of its own to that prefix"
-        ways = [self.to(next_hop) for next_hop in next_hops]
+        ways = [self._towards(dst, next_hop) for next_hop in next_hops]
         usable = list(dict.fromkeys(way for way in ways if way.hop is not None))
         if not usable:
             return None, next((way.problem for way in ways), "it has no next hop")

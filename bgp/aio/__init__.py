@@ -9,6 +9,7 @@ await driver.stop("maintenance")
 """
 
 from bgp.aio.driver import Driver, Listen
+from bgp.aio.signatures import dropped
 from bgp.aio.sockets import SetupError
 
-__all__ = ["Driver", "Listen", "SetupError"]
+__all__ = ["Driver", "Listen", "SetupError", "dropped"]

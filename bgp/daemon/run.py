@@ -20,7 +20,7 @@ from typing import Any
 
 from bfd.orders import Status
 from bgp import metrics, views
-from bgp.aio import Driver, Listen, SetupError
+from bgp.aio import Driver, Listen, SetupError, dropped
 from bgp.connection import Down, Established
 from bgp.daemon.config import Config, parse
 from bgp.daemon.control import ControlSocket
@@ -65,6 +65,7 @@ class Daemon:
             restarting=before,
             deferral=config.speaker.restart_time,
             now=loop.time(),
+            dropped=dropped,
         )
         self._announce(None, config)
         self.speaker.set_peers(config.peers, loop.time(), config.ranges)

@@ -13,7 +13,7 @@ comes first.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bgp.message.codes import Family
 
@@ -75,6 +75,11 @@ def split_identified(family: Family, field: bytes) -> list[bytes]:
     return paths
 
 
+def sizes(family: Family) -> tuple[int, ...]:
+    """Octets of a prefix by its length: for who looks at very many paths."""
+    return _SIZES[family]
+
+
 def prefix_of(family: Family, path: bytes) -> bytes:
     """The prefix of a path."""
     size = _SIZES[family][path[0]]
@@ -90,11 +95,6 @@ def cut(family: Family, path: bytes) -> tuple[bytes, bytes]:
 def identified(family: Family, paths: Sequence[bytes]) -> bool:
     """Whether these have identifiers: of one list all have, or none has."""
     return bool(paths) and len(paths[0]) != _SIZES[family][paths[0][0]]
-
-
-def prefixes_of(family: Family, paths: list[bytes]) -> list[bytes]:
-    """The prefix of each path."""
-    return [prefix_of(family, path) for path in paths] if identified(family, paths) else paths
 
 
 def parse(text: str) -> tuple[Family, bytes]:
@@ -141,20 +141,19 @@ def address_text(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, packed[:16])
 
 
-def pack(family: Family, paths: Iterable[bytes], room: int) -> list[bytes]:
+def pack(family: Family, paths: Sequence[bytes], room: int) -> list[bytes]:
     """The paths joined into fields of at most `room` octets each (at least LONGEST)."""
-    prefixes = list(paths)
-    if identified(family, prefixes):
-        prefixes = [path[-IDENTIFIER:] + path[:-IDENTIFIER] for path in prefixes]
+    if identified(family, paths):
+        paths = [path[-IDENTIFIER:] + path[:-IDENTIFIER] for path in paths]
     fields: list[bytes] = []
     held: list[bytes] = []
     size = 0
-    for prefix in prefixes:
-        if size + len(prefix) > room:
+    for path in paths:
+        if size + len(path) > room:
             fields.append(b"".join(held))
             held, size = [], 0
-        held.append(prefix)
-        size += len(prefix)
+        held.append(path)
+        size += len(path)
     if held:
         fields.append(b"".join(held))
     return fields

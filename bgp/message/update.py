@@ -10,7 +10,7 @@ With extended next hop (RFC 8950) routes of IPv4 may have a next hop of IPv6, an
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from bgp.message import nlri
@@ -211,7 +211,7 @@ def _error(subcode: UpdateError, data: bytes = b"", reason: str = "") -> RemoteE
 
 
 def encode_announcement(
-    family: Family, attributes: Attributes, prefixes: Iterable[bytes], *, as4: bool, most: int = MAX_MESSAGE_SIZE
+    family: Family, attributes: Attributes, prefixes: Sequence[bytes], *, as4: bool, most: int = MAX_MESSAGE_SIZE
 ) -> list[bytes]:
     """Whole messages of at most so many octets that announce the paths, as few as hold them.
 
@@ -242,7 +242,7 @@ def encode_announcement(
     ]
 
 
-def encode_withdrawal(family: Family, prefixes: Iterable[bytes], most: int = MAX_MESSAGE_SIZE) -> list[bytes]:
+def encode_withdrawal(family: Family, prefixes: Sequence[bytes], most: int = MAX_MESSAGE_SIZE) -> list[bytes]:
     """Whole messages of at most so many octets that withdraw the paths."""
     room = most - _AROUND
     if family is Family.IPV4:

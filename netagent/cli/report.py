@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from netagent.cli import output
@@ -112,7 +113,10 @@ def _backend(status: Status) -> Iterator[tuple[str, str]]:
     if not backend.type:
         yield "backend", "none yet"
         return
-    options = ", ".join(f"{name} {value}" for name, value in backend.options.items())
+    # As they stand in etcd: true and not True.
+    options = ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in backend.options.items()
+    )
     yield "backend", f"{backend.type}{_paren(options)}, containers' MTU {backend.mtu}"
     if backend.service:
         error = backend.service.get("error", "")

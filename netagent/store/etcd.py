@@ -2,8 +2,9 @@
 
 Rules that hold here, each learnt from a real server:
 - every call has a deadline; `hasleader` goes with each, so that a member cut off from its quorum says so;
-- a call is repeated at most once after a fresh authentication and at most once at another endpoint, and a write
-  only if it certainly was not carried out; else its outcome is unknown and the caller reads back;
+- a call is repeated at most once after a fresh authentication and at most once at another endpoint, then while the
+  cluster chooses a leader; a write only if it certainly was not carried out, else its outcome is unknown and the
+  caller reads back;
 - a watch never resumes by itself and never passes over a gap; watch_stream.py proves that it lives;
 - reads are linearizable; foreign errors are mapped here, once, to netagent.errors.
 """
@@ -11,6 +12,7 @@ Rules that hold here, each learnt from a real server:
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +29,7 @@ from netagent.store.base import Batch, Compare, Get, Grant, Health, KeyValue, Li
 from netagent.store.connection import Connection, grpc, pb
 from netagent.store.dial import Dialler, EndpointStatus
 from netagent.store.endpoints import TLS, parse_endpoints, password_from
-from netagent.store.grpc_errors import elsewhere, not_carried_out, store_error, wants_token
+from netagent.store.grpc_errors import between_leaders, elsewhere, not_carried_out, store_error, wants_token
 from netagent.store.messages import (
     cancel_reason,
     compare_message,
@@ -40,6 +42,8 @@ from netagent.store.messages import (
 from netagent.store.watch_stream import WatchStream
 
 PAGE = 10_000  # keys in one answer
+ELECTION = 2.0  # seconds for which a call waits for a leader; etcd takes one or two with its own settings
+PAUSE = 0.05, 0.15  # seconds between two looks at who leads
 
 
 class EtcdStore:
@@ -208,6 +212,7 @@ class EtcdStore:
         allowed = self._timeout if timeout is None else timeout
         deadline = loop.time() + allowed
         authenticated = moved = False
+        patience = 0.0
         while True:
             connection = await self._dialler.connect(deadline)
             token = await self._authenticate(connection, deadline)
@@ -228,9 +233,15 @@ class EtcdStore:
             error = store_error(code, details, write=write, where=connection.name, timeout=allowed)
             self._dialler.failed(connection, code, error, details)
             again = elsewhere(code) and (not write or not_carried_out(code, details))
-            if moved or not again or self._dialler.uses(connection) or deadline - loop.time() < 0.01:
+            if not again or deadline - loop.time() < 0.01:
                 raise error
-            moved = True
+            if not (moved or self._dialler.uses(connection)):
+                moved = True
+                continue
+            patience = patience or min(loop.time() + ELECTION, deadline - PAUSE[1])
+            if not between_leaders(code, details) or loop.time() >= patience:
+                raise error
+            await asyncio.sleep(random.uniform(*PAUSE))  # noqa: S311 - no secret
 
     async def _once(self, connection: Connection, name: str, request: Any, token: str, timeout: float) -> Any:
         call = connection.call(name)

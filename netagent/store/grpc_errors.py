@@ -48,6 +48,11 @@ def elsewhere(code: str) -> bool:
     return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL", "CANCELLED")
 
 
+def between_leaders(code: str, details: str) -> bool:
+    """Has the cluster lost its leader this moment, so that the same call will be answered in the next?"""
+    return code == "UNAVAILABLE" and ("no leader" in details or "leader changed" in details)
+
+
 def broken(code: str, details: str) -> bool:
     """Is the connection gone under the call? gRPC's own state of the channel may lag behind that."""
     return code != "DEADLINE_EXCEEDED" and details.startswith(_BROKEN)

@@ -30,6 +30,8 @@ def on_host(*words: str | Path) -> list[str]:
         assert process.stdout is not None
         said = []
         for line in process.stdout:
+            if "Progress: " in line:  # a box that is copied, one percent at a time
+                continue
             print(line, end="", flush=True)
             said.append(line.strip())
     assert process.returncode == 0, "\n".join(said[-60:])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.support import bgp_probe as wire
 from tests.support.bgp_ours import Ours
+from tests.support.bgp_service import Host, until
 from tests.support.routers import Network, Peering, Router, Routers
 
 pytestmark = [pytest.mark.interop, pytest.mark.netns]
@@ -36,6 +39,73 @@ async def test_our_limit_ends_their_session(routers: Routers, theirs: type[Route
     await ours.command("start-peer", peer=other.site.address)
     await ours.established()
     await ours.has("10.2.9.0/24")
+
+
+async def test_another_limit_while_it_runs(routers: Routers, theirs: type[Router]) -> None:
+    """A higher one after the session has ended brings it back by itself, one below what has come ends it again."""
+    ours, other = await routers.pair(
+        (Ours, 65001),
+        (theirs, 65002),
+        networks=((), TEN),
+        options=({"most_prefixes": 9}, {}),
+        established=False,
+    )
+    assert isinstance(ours, Ours)
+    there = other.site.address
+
+    async def limit(most: int, network: str) -> None:
+        ours.site.peerings = tuple(replace(each, most_prefixes=most) for each in ours.site.peerings)
+        await ours.announce(Network(network))  # writes the configuration and has it read
+
+    async def ended() -> bool:
+        return bool((await ours.view(there))["admin"] == "down")
+
+    await ours.until("the end by the first limit", ended)
+    await limit(20, "10.1.1.0/24")
+    await ours.established()
+    await ours.has("10.2.9.0/24")
+    await other.has("10.1.1.0/24")
+    await limit(5, "10.1.2.0/24")
+    await ours.until("the end by the last limit", ended)
+    assert "maximum prefixes" in (await ours.view(there))["last_down"].lower()
+    await ours.lacks("10.2.9.0/24")
+    await limit(0, "10.1.3.0/24")
+    await ours.established()
+    await other.has("10.1.3.0/24")
+
+
+async def test_another_limit_of_a_router_in_the_cluster(
+    routers: Routers, theirs: type[Router], tmp_path: Path
+) -> None:
+    """The same for a node of a cluster: MaxPrefixes of a router, and what the finding says meanwhile."""
+    here, there = routers.site(65001), routers.site(65002)
+    there.peerings, there.networks = (Peering(here.address, 65001, families=("ipv4",)),), TEN
+    await routers.add(theirs(there))
+    block, _, number = here.address.rpartition(".")
+    host = Host(tmp_path, f"{block}.", int(number), {"AS": 65001})
+
+    def limit(most: int) -> None:
+        router = {"Name": "tor", "Address": there.address, "AS": 65002, "MaxPrefixes": most}
+        host.raw = {**host.raw, "Routers": [router]}
+        host.service.configure(host.context())
+
+    def severities() -> list[str]:
+        return [each.severity for each in host.port.findings if each.code == "bgp-prefix-limit"]
+
+    with here.space.entered():
+        try:
+            limit(9)
+            host.start()
+            await until(lambda: severities() == ["error"], "the limit is reached", 60)
+            assert not host.up
+            limit(11)
+            await until(lambda: host.up and severities() == ["warning"], "up again, and near the limit", 60)
+            limit(5)
+            await until(lambda: not host.up and severities() == ["error"], "beyond the new limit", 60)
+            limit(100)
+            await until(lambda: host.up and not host.port.findings, "up again, and far from the limit", 60)
+        finally:
+            await host.leave()
 
 
 async def test_their_limit_ends_our_session(routers: Routers, theirs: type[Router]) -> None:

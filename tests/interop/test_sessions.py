@@ -54,6 +54,13 @@ async def test_md5_with_a_wrong_password(routers: Routers, theirs: type[Router])
 
     await ours.until("segments with a wrong signature", dropped)
     assert not (await other.peer(ours.site.address)).established
+    assert isinstance(ours, Ours)
+
+    async def told() -> bool:
+        why = (await ours.view(other.site.address)).get("why_down", "")
+        return re.search(r"this host has dropped \d+ wrongly signed segments?: the passwords differ", why) is not None
+
+    await ours.until("a reason that names the passwords", told)
     (peering,) = ours.site.peerings
     ours.site.peerings = (Peering(peering.address, peering.asn, password="right"),)
     await ours.announce(Network("10.1.1.0/24"))  # writes the configuration and has it read

@@ -92,6 +92,67 @@ async def test_of_two_reflectors_one_is_killed() -> None:
         assert (await lab.ping()).ok
 
 
+SERVICE = "10.96.0.0/24"
+
+
+def announced_by(*names: str) -> dict[str, Any]:
+    """h1 reflects; these nodes announce the service's prefix."""
+    rules = [{"Match": name, "Announce": [SERVICE]} for name in names]
+    return {"Type": "bgp", "Mesh": False, "Reflectors": ["h1"], "Nodes": rules}
+
+
+async def ways(node: Node) -> set[str]:
+    """The gateways of the kernel's route to the service."""
+    (route,) = json.loads(await node.ip(f"-j route show {SERVICE} proto 110")) or [{}]
+    return {hop["gateway"] for hop in route.get("nexthops", [route] if route else [])}
+
+
+async def echoes(node: Node) -> int:
+    """How many pings the node itself has been asked."""
+    lines = (await node.exec("cat", "/proc/net/snmp")).out.splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Icmp:"))
+    return int(values[names.index("InEchos")])
+
+
+@pytest.mark.slow
+async def test_two_nodes_with_one_prefix_are_both_used_through_a_reflector() -> None:
+    async with Lab(nodes=4, backend=announced_by("h2", "h3")) as lab:
+        await lab.ready(backend="bgp")
+        addresses = {name: node.host.v4.partition("/")[0] for name, node in lab.nodes.items()}
+        for name in ("h1", "h2", "h3"):
+            await lab[name].ip(f"route add local {SERVICE} dev lo")
+
+        async def reached_by(*names: str) -> None:
+            wanted = {addresses[name] for name in names}
+
+            async def look() -> str:
+                found = await ways(lab["h4"])
+                return "" if found == wanted else f"{found} at h4 instead of {wanted}"
+
+            await lab.until(look, "h4 has these ways", 20)
+
+        await reached_by("h2", "h3")
+        before = {name: await echoes(lab[name]) for name in ("h2", "h3")}
+        for number in range(1, 33):
+            await lab["h4"].exec("ping", "-c1", "-W2", f"10.96.0.{number}")
+        for name in before:
+            assert await echoes(lab[name]) > before[name], f"nothing came to {name}"
+        shown = json.loads((await lab["h4"].exec("netagent", "bgp", "routes", SERVICE, "--json")).out)
+        assert sum(route["used"] for route in shown[0]["routes"]) == 2, shown
+        assert all("path_id" in route for route in shown[0]["routes"]), shown
+
+        await lab.set_backend(announced_by("h2"))
+        await reached_by("h2")
+        # the reflector may be one of them
+        await lab.set_backend(announced_by("h1", "h2"))
+        await reached_by("h1", "h2")
+        await lab["h2"].kill_agent()
+        await reached_by("h1", "h2")  # kept: it may be back in a moment
+        await lab["h2"].start_agent()
+        await lab.ready(attach=False)
+        await reached_by("h1", "h2")
+
+
 async def test_from_mesh_to_reflectors_and_back_loses_no_packet() -> None:
     async with Lab(nodes=5, backend="bgp") as lab:
         await lab.ready(backend="bgp")

@@ -7,37 +7,28 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from backends.bgp import reports
 from backends.bgp import service as module
-from backends.bgp.options import parse
-from backends.bgp.service import FAREWELL, STATE, BgpService
+from backends.bgp.service import FAREWELL, STATE
 from backends.bgp.ways import metric
-from netagent.contract import STOPPING, Context, Viewer
+from bgp.silence import why_down
+from netagent.contract import STOPPING, Viewer
 from netagent.errors import UsageError
 from netagent.model import (
-    AddressFact,
-    Facts,
-    Finding,
     Hop,
-    LinkFact,
-    Network,
     NftElement,
-    Node,
     NodeRecord,
-    Object,
     Route,
 )
+from tests.support.bgp_service import PORT, Host, until
 from tests.support.netns import Namespaces
 
 pytestmark = [pytest.mark.netns]
-
-PORT = 179
 
 
 @pytest.fixture
@@ -51,84 +42,6 @@ def block() -> Iterator[str]:
             yield "192.0.2."
 
 
-class Port:
-    """What an agent lends, remembered."""
-
-    def __init__(self, directory: Path) -> None:
-        self.run_dir = self.state_dir = directory
-        directory.mkdir(exist_ok=True)
-        self.published: dict[str, tuple[Object, ...]] = {}
-        self.findings: tuple[Finding, ...] = ()
-        self.shared: dict[str, str] = {}
-
-    def publish(self, name: str, objects: Iterable[Object]) -> None:
-        self.published[name] = tuple(objects)
-
-    def report(self, findings: Iterable[Finding]) -> None:
-        self.findings = tuple(findings)
-
-    async def share(self, attributes: Mapping[str, str]) -> None:
-        self.shared |= attributes
-
-
-class Host:
-    """A node: its service, and what it is told."""
-
-    def __init__(self, directory: Path, block: str, number: int, raw: dict[str, Any] | None = None) -> None:
-        self.name = f"h{number}"
-        self.block = block
-        self.number = number
-        self.port = Port(directory / self.name)
-        self.raw = {"Port": PORT, "HoldTime": 9, **(raw or {})}
-        self.service = BgpService(self.port)
-        self.task: asyncio.Task[None] | None = None
-
-    def context(self) -> Context:
-        address = f"{self.block}{self.number}"
-        return Context(
-            network=Network(v4="10.5.0.0/16"),
-            options=parse(self.raw).value,
-            node=Node(
-                name=self.name,
-                id=f"{self.number:032x}",
-                uplink="lo",
-                mtu=65536,
-                public_ip=address,
-                local_ip=address,
-                v4=f"10.5.{self.number}.0/24",
-            ),
-            facts=Facts({"lo": LinkFact(name="lo", index=1)}, (AddressFact(dev="lo", ip="192.0.2.250", length=24),)),
-        )
-
-    def record(self) -> NodeRecord:
-        said = {"bgp.as": "64512", "bgp.role": "mesh", **self.port.shared}
-        return NodeRecord(
-            name=self.name, id=f"{self.number:032x}", addresses=(f"{self.block}{self.number}",), attributes=said
-        )
-
-    def start(self, *others: Host) -> None:
-        self.service.configure(self.context())
-        self.service.nodes({other.name: other.record() for other in others})
-        self.service.peers({}, (), whole=True)
-        self.task = asyncio.create_task(self.service.run())
-
-    async def leave(self, message: str | None = None) -> None:
-        if self.task is not None:
-            self.task.cancel(message)
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
-            self.task = None
-
-    @property
-    def up(self) -> int:
-        return int(self.service.status()["gauges"]["sessions_established"])
-
-    def knows(self, other: Host) -> bool:
-        speaker = self.service.speaker
-        peer = speaker.peers.get(other.name) if speaker is not None else None
-        return peer is not None and any(rib.received(peer.source) for rib in speaker.ribs.values())
-
-
 @contextlib.asynccontextmanager
 async def hosts(directory: Path, block: str, count: int = 2) -> AsyncIterator[list[Host]]:
     made = [Host(directory, block, number) for number in range(1, count + 1)]
@@ -139,12 +52,6 @@ async def hosts(directory: Path, block: str, count: int = 2) -> AsyncIterator[li
     finally:
         for host in made:
             await host.leave()
-
-
-async def until(condition: Callable[[], Any], what: str, timeout: float = 30) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_settled_when_everybody_has_told_everything(tmp_path: Path, block: str) -> None:
@@ -206,7 +113,7 @@ async def test_a_backend_that_is_no_longer_wanted_says_farewell(tmp_path: Path, 
         await until(lambda: not one.knows(two), "its routes are gone at once")
         speaker = one.service.speaker
         assert speaker is not None
-        assert FAREWELL in reports.why_down(speaker.peers["h2"])
+        assert FAREWELL in why_down(speaker.peers["h2"])
         assert two.port.shared == {"bgp.as": "", "bgp.role": "", "bgp.via": ""}
         assert not (two.port.run_dir / STATE).exists()
 
@@ -280,6 +187,38 @@ async def test_a_password_that_appears_is_used(tmp_path: Path, block: str, monke
         secret.write_text("hush\n")
         await until(lambda: made[0].up and made[1].up, "the signed session stands")
         await until(lambda: made[0].port.findings == (), "nothing is wrong any more")
+    finally:
+        for host in made:
+            await host.leave()
+
+
+@pytest.mark.parametrize(("theirs", "kind"), [("other", "wrong"), ("", "unwanted")])
+async def test_passwords_that_differ_are_a_finding(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch, theirs: str, kind: str
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(reports, "LONG_DOWN", 0.1)
+    made = []
+    for number, password in ((1, theirs), (2, "hush")):
+        (tmp_path / f"secret{number}").write_text(password)
+        raw = {"PasswordFile": str(tmp_path / f"secret{number}")} if password else {}
+        made.append(Host(tmp_path, block, number, raw))
+    one, two = made
+    try:
+        one.start(two)
+        two.start(one)
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-md5"], "it is told")
+        (finding,) = one.port.findings
+        assert finding.message.endswith("there is no session with h2")
+        await until(lambda: kind in next(iter(one.service.view("peers", {}))).get("dropped_here", {}), "as a value")
+        (peer,) = one.service.view("peers", {})
+        assert peer["dropped_here"][kind] > 0
+        assert "this host has dropped" in peer["why_down"]
+        # With one password everywhere the session comes up, and nothing is left of it.
+        one.raw["PasswordFile"] = str(tmp_path / "secret2")
+        one.service.configure(one.context())
+        await until(lambda: one.up and two.up, "the signed session stands")
+        await until(lambda: one.port.findings == (), "nothing is wrong any more")
     finally:
         for host in made:
             await host.leave()

@@ -86,19 +86,13 @@ class Ours(Router):
 
     async def routes(self, family: str = "ipv4") -> Table:
         """What is used or could be: a route that was refused is left out, as others show it."""
-        stale = {name for name, view in (await self._stale(family)).items() if view}
         table: Table = {}
         for entry in await self.command("routes"):
             if entry["family"] == family:
-                routes = [_route(route, route["from"] in stale) for route in entry["routes"] if _usable(route, entry)]
+                routes = [_route(route) for route in entry["routes"] if _usable(route, entry)]
                 if routes:
                     table[entry["prefix"]] = routes
         return table
-
-    async def _stale(self, family: str) -> dict[str, int]:
-        """How many stale routes each peer has left: a table does not say which they are."""
-        views = await self.command("peers")
-        return {view["name"]: view["prefixes"].get(family, {}).get("stale", 0) for view in views}
 
     # ----------------------------------------------------------------------------------------- operating
 
@@ -143,6 +137,9 @@ class Ours(Router):
             yield f'cluster-id = "{site.cluster_id}"'
         restart = max((peering.restart_time for peering in site.peerings), default=0)
         yield f"restart-time = {restart}"
+        if any(peering.several for peering in site.peerings):
+            yield "paths = 8"
+        yield f"long-lived-time = {max((peering.long_lived for peering in site.peerings), default=0)}"
         if restart:
             yield f'state = "{self.directory}/state"'
         if site.options.get("transit"):
@@ -180,6 +177,10 @@ class Ours(Router):
             if bfd := peering.bfd:
                 timers = f"min-tx = {bfd.min_tx}, min-rx = {bfd.min_rx}, multiplier = {bfd.multiplier}"
                 yield f"bfd = {{ {timers}, multihop = {str(bool(peering.multihop)).lower()} }}"
+            if peering.several:
+                yield 'add-path-receive = true\nadd-path-send = "all"'
+            if peering.extended:
+                yield "extended-next-hop = true"
             if peering.local_asn:
                 yield f"local-asn = {peering.local_asn}"
 
@@ -188,7 +189,7 @@ def _usable(route: dict[str, Any], entry: dict[str, Any]) -> bool:
     return bool(route["used"]) or str(route["why"]).startswith("the best has")
 
 
-def _route(route: dict[str, Any], stale: bool) -> RouteView:
+def _route(route: dict[str, Any]) -> RouteView:
     return RouteView(
         str(route.get("next_hop") or ""),
         tuple(int(asn) for asn in str(route.get("as_path", "")).split()),
@@ -198,5 +199,5 @@ def _route(route: dict[str, Any], stale: bool) -> RouteView:
         tuple(route.get("large_communities", ())),
         str(route.get("originator_id", "")),
         tuple(route.get("cluster_list", ())),
-        stale,
+        route["stale"],
     )

@@ -172,11 +172,17 @@ class Bird(Router):
                 yield f"  graceful restart on; graceful restart time {peering.restart_time};"
             else:
                 yield "  graceful restart off;"
+            if peering.long_lived:
+                yield f"  long lived graceful restart on; long lived stale time {peering.long_lived};"
+            if peering.extended_messages:
+                yield "  enable extended messages on;"
             for family in peering.families:
-                own = site.address6 if family == "ipv6" else site.address
+                own = site.address6 if family == "ipv6" or peering.extended else site.address
+                more = " add paths on;" if peering.several else ""
+                more += " extended next hop on;" if peering.extended and family == "ipv4" else ""
                 limit = f" import limit {peering.most_prefixes} action disable;" if peering.most_prefixes else ""
                 yield f"  {family} {{ import all; export where source ~ [ RTS_STATIC, RTS_BGP ];"
-                yield f"    next hop address {own};{limit} }};"
+                yield f"    next hop address {own};{limit}{more} }};"
             yield "}\n"
 
 

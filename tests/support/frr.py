@@ -199,6 +199,8 @@ class Frr(Router):
                     yield f"{neighbour} bfd check-control-plane-failure"
             if peering.local_asn:
                 yield f"{neighbour} local-as {peering.local_asn}"
+            if peering.extended:
+                yield f"{neighbour} capability extended-nexthop"
             if peering.passive:
                 yield f"{neighbour} passive"
             if peering.password:
@@ -222,6 +224,8 @@ class Frr(Router):
                 yield f"{neighbour} soft-reconfiguration inbound" if site.options.get("soft") else "  !"
                 if peering.client:
                     yield f"{neighbour} route-reflector-client"
+                if peering.several:
+                    yield f"{neighbour} addpath-tx-all-paths"
                 if peering.most_prefixes:
                     yield f"{neighbour} maximum-prefix {peering.most_prefixes}"
             yield " exit-address-family"

@@ -78,7 +78,8 @@ class GoBgp(Router):
         await self._add(network)
 
     async def _add(self, network: Network) -> None:
-        words = [network.prefix, "nexthop", self.site.address6 if network.family == "ipv6" else self.site.address]
+        over_ipv6 = network.family == "ipv6" or any(peering.extended for peering in self.site.peerings)
+        words = [network.prefix, "nexthop", self.site.address6 if over_ipv6 else self.site.address]
         words += ["origin", "igp"]
         if network.communities:
             words += ["community", ",".join(network.communities)]
@@ -128,12 +129,18 @@ class GoBgp(Router):
             if peering.restart_time:
                 yield "[neighbors.graceful-restart.config]\nenabled = true"
                 yield f"restart-time = {peering.restart_time}\ndeferral-time = 5"
+                yield f"long-lived-enabled = {str(bool(peering.long_lived)).lower()}"
             for family in peering.families:
                 yield f'[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = "{family}-unicast"'
                 if peering.most_prefixes:
                     yield f"[neighbors.afi-safis.prefix-limit.config]\nmax-prefixes = {peering.most_prefixes}"
+                if peering.several:
+                    yield "[neighbors.afi-safis.add-paths.config]\nreceive = true\nsend-max = 16"
                 if peering.restart_time:
                     yield "[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true"
+                if peering.long_lived:
+                    yield "[neighbors.afi-safis.long-lived-graceful-restart.config]\nenabled = true"
+                    yield f"restart-time = {peering.long_lived}"
 
 
 def _route(path: dict[str, Any]) -> RouteView:

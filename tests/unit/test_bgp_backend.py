@@ -113,7 +113,9 @@ def test_everything_is_read_in_any_case() -> None:
                 "PasswordFile": "/etc/tor",
                 "HoldTime": 9,
                 "MaxPrefixes": 5,
-            }
+                "AddPath": "Receive",
+            },
+            {"Name": "spine", "Address": "fd50::1", "AS": 65000, "AddPath": "both", "ExtendedNextHop": True},
         ],
     }
     parsed = parse(raw)
@@ -124,9 +126,11 @@ def test_everything_is_read_in_any_case() -> None:
     assert options.communities == ((64512 << 16) + 100,)
     assert options.large == ((64512, 1, 2),)
     plain, racked = options.own("h9", ()), options.own("h9", ("rack=r1",))
-    assert (plain.asn, [r.name for r in plain.routers]) == (65010, ["tor"])
-    assert (racked.asn, [r.name for r in racked.routers]) == (65011, ["tor", "192.168.60.1"])
-    (tor,) = options.routers
+    assert (plain.asn, [r.name for r in plain.routers]) == (65010, ["tor", "spine"])
+    assert (racked.asn, [r.name for r in racked.routers]) == (65011, ["tor", "spine", "192.168.60.1"])
+    tor, spine = options.routers
+    assert (tor.several_in, tor.several_out, tor.extended_next_hop) == (True, False, False)
+    assert (spine.several_in, spine.several_out, spine.extended_next_hop) == (True, True, True)
     assert (tor.next_hop_self, tor.allow_own_as, tor.local_as, tor.ttl_security) == (True, 1, 64999, 1)
     assert (tor.hold_time, tor.most_prefixes, tor.password_file) == (9, 5, "/etc/tor")
     assert options.reflects("h1", ())
@@ -141,6 +145,16 @@ def test_everything_is_read_in_any_case() -> None:
         ({"AS": "64512"}, "Backend.AS", "whole number"),
         ({"Mesh": 1}, "Backend.Mesh", "true or false"),
         ({"HoldTime": 2}, "Backend.HoldTime", "too short"),
+        (
+            {"Routers": [{"Address": "192.0.2.1", "AS": 1, "AddPath": "all"}]},
+            "Backend.Routers[0].AddPath",
+            "no such choice",
+        ),
+        (
+            {"Routers": [{"Address": "192.0.2.1", "AS": 1, "ExtendedNextHop": True}]},
+            "Backend.Routers[0].ExtendedNextHop",
+            "sessions over IPv6",
+        ),
         ({"TCPAO": {"Key": "x"}}, "Backend.TCPAO", "CONFIG_TCP_AO"),
         (
             {"Routers": [{"Address": "192.0.2.1", "AS": 1, "tcp-ao": "x"}]},
@@ -446,6 +460,24 @@ def test_a_router_is_told_what_is_ours_and_gets_its_settings() -> None:
     assert takes(peer.import_policy, "203.0.113.0/24")
 
 
+def test_a_router_is_told_of_every_way_where_that_is_wanted() -> None:
+    raw = {
+        "Routers": [
+            {"Name": "tor", "Address": "192.168.50.1", "AS": 65000},
+            {"Name": "spine", "Address": "fd50::1", "AS": 65000, "AddPath": "send", "ExtendedNextHop": True},
+        ]
+    }
+    tor, spine = peering(context(raw, v6=True), {}, {}).peers
+    assert (tor.several_in, tor.several_out, tor.extended_next_hop) == (False, None, False)
+    assert (spine.several_in, spine.several_out, spine.extended_next_hop) == (False, sessions.EACH_WAY, True)
+
+
+def test_nodes_tell_each_other_of_every_way_whatever_part_they_play() -> None:
+    for raw in ({}, {"Mesh": False, "Reflectors": ["h1"]}, {"Mesh": False, "Reflectors": ["h2"]}):
+        (peer,) = peering(context(raw), {"h2": member("h2", 12)}).peers
+        assert (peer.several_in, peer.several_out) == (True, sessions.EACH_WAY)
+
+
 @pytest.mark.parametrize(("data", "word"), [(b"", "empty"), (b"\nx", "empty"), (b"x" * 81, "80")])
 def test_a_password_that_cannot_be_used(data: bytes, word: str) -> None:
     raw = {"Routers": [{"Name": "tor", "Address": "192.168.50.1", "AS": 65000, "PasswordFile": "/etc/tor"}]}
@@ -595,6 +627,18 @@ def test_equal_ways_are_used_at_once() -> None:
     route, _ = ways.route("10.5.72.0/24", ["192.168.50.13", "192.168.50.12", "192.168.99.1", "192.168.50.13"])
     hops = (Hop("eth0", "192.168.50.12"), Hop("eth0", "192.168.50.13"))
     assert route == Route("10.5.72.0/24", hops, metric=metric("10.5.72.0/24"))
+
+
+def test_ipv4_by_a_next_hop_of_ipv6() -> None:
+    """RFC 8950: the kernel takes it as it is; a tunnel that is for IPv6 does not carry it."""
+    others = {"h3": member("h3", 13, v4="192.168.70.13", v6="fd70::13")}
+    ways = Ways(context({"Encapsulation": "vxlan-cross-subnet"}, v6=True), others)
+    route, _ = ways.route("10.5.72.0/24", ["fd50::1", "192.168.50.1"])
+    assert route is not None
+    assert route.hops == (Hop("eth0", "192.168.50.1"), Hop("eth0", "fd50::1"))
+    route, reason = ways.route("10.5.72.0/24", ["fd70::13"])
+    assert route is None
+    assert "tunnel for IPv6" in reason
 
 
 def test_a_metric_follows_from_the_prefix_and_metrics_are_spread() -> None:

@@ -87,9 +87,8 @@ def test_what_a_peer_withdrew_while_it_was_away_goes_with_its_end_of_rib() -> No
     cluster = pair()
     cluster.network.cut.add(frozenset("12"))
     cluster.network.run(20)
-    for family in (V4, V6):
-        for wire in list(cluster.speakers[1].own._own[family]):
-            cluster.speakers[1].retract(family, wire)
+    cluster.speakers[1].retract(V4, prefix(1))
+    cluster.speakers[1].retract(V6, prefix6(1))
     cluster.network.cut.clear()
     cluster.until(60, {2: {2}, 1: {2}})
 

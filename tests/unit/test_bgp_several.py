@@ -91,6 +91,19 @@ def test_two_nodes_with_one_prefix_are_two_ways_through_a_reflector() -> None:
     until(cluster, {3: [1], 9: [1]}, seconds=200)
 
 
+def test_a_reflector_that_has_the_prefix_itself_tells_of_the_others_too() -> None:
+    cluster = Cluster()
+    star(cluster, 2)
+    for number in (1, 9):
+        cluster.speakers[number].originate(V4, ANYCAST)
+    until(cluster, {2: [1, 9]})
+    (chosen,) = cluster.speakers[9].ribs[V4].chosen[ANYCAST]
+    assert chosen.source is cluster.speakers[9].local
+    assert list(paths(cluster.speakers[1], "9").values()) == [9]
+    cluster.speakers[9].retract(V4, ANYCAST)
+    until(cluster, {2: [1], 9: [1]})
+
+
 def test_without_the_capability_only_the_best_is_told() -> None:
     cluster = Cluster()
     star(cluster, 3)
@@ -166,8 +179,8 @@ def test_what_other_reflectors_repeat_is_told_once_a_next_hop() -> None:
         cluster.speakers[number].originate(V4, ANYCAST)
     until(cluster, {3: [1, 2], 8: [1, 2], 9: [1, 2]})
     cluster.network.run(1)
-    for reflector in ("8", "9"):
-        assert sorted(paths(cluster.speakers[3], reflector).values()) == [1, 2]
+    for peer in ("8", "9"):
+        assert sorted(paths(cluster.speakers[3], peer).values()) == [1, 2]
     cluster.network.break_connections("1", "9")  # what the other reflector says of it takes its place
     until(cluster, {3: [1, 2], 9: [1, 2]})
     cluster.speakers[1].retract(V4, ANYCAST)
@@ -442,12 +455,16 @@ def test_who_has_not_agreed_is_not_told_of_them() -> None:
     assert [len(cluster.events(number, Established)) for number in (1, 2, 3)] == [1, 2, 1]
 
 
-def test_an_address_of_ipv4_is_the_next_hop_where_there_is_one() -> None:
+@pytest.mark.parametrize("over", [4, 6])
+def test_over_ipv6_the_next_hop_is_of_ipv6_where_that_is_agreed(over: int) -> None:
     cluster = Cluster()
     cluster.speaker(1, originates=False)
-    over_ipv6(cluster, 2)
-    peer6(cluster, 1, 2, extended_next_hop=True)
-    peer6(cluster, 2, 1, extended_next_hop=True)
+    cluster.speaker(2, originates=False)
+    for one, two in ((1, 2), (2, 1)):
+        (cluster.peer if over == 4 else lambda *given, **more: peer6(cluster, *given, **more))(
+            one, two, extended_next_hop=True
+        )
     cluster.speakers[1].originate(V4, ANYCAST)
     reaches(cluster, lambda: ANYCAST in cluster.speakers[2].ribs[V4].chosen)
-    assert cluster.speakers[2].ribs[V4].chosen[ANYCAST][0].attributes.next_hop == address(1)
+    (route,) = cluster.speakers[2].ribs[V4].chosen[ANYCAST]
+    assert route.attributes.next_hop == (address(1) if over == 4 else address6(1))

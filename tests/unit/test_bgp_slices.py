@@ -49,7 +49,7 @@ class Full:
             if isinstance(output, Send):
                 self.speaker.receive("peer", Direction.INCOMING, output.data, now)
 
-    def take(self, now: float) -> list[MessageType]:
+    def take(self, now: float) -> list[int]:
         """One turn of the speaker; the kinds of messages that it had for the peer."""
         kinds = []
         for _, output in self.speaker.take(now):

@@ -39,7 +39,9 @@ class Cluster:
         self.speakers: dict[int, Speaker] = {}
 
     def speaker(self, number: int, asn: int = 65001, *, originates: bool = True, **options: Any) -> Speaker:
-        starting = {name: options.pop(name) for name in ("restarting", "deferral", "metric") if name in options}
+        starting = {
+            name: options.pop(name) for name in ("restarting", "deferral", "metric", "dropped") if name in options
+        }
         config = SpeakerConfig(
             asn, address(number), tuple(Family), ((V4, address(number)), (V6, address6(number))), **options
         )
@@ -448,6 +450,38 @@ def test_too_many_prefixes_warn_and_then_end_the_session_for_good() -> None:
     assert set(cluster.speakers[1].ribs[V4].chosen) == {prefix(1)}
     cluster.speakers[1].reset("2", cluster.network.now)
     assert cluster.network.run(150, lambda: probe.session.negotiated is not None)
+
+
+def test_another_limit_gives_another_chance_or_ends_the_session() -> None:
+    cluster = Cluster()
+    speaker = cluster.speaker(1)
+    cluster.peer(1, 2, 65002, most_prefixes=10)
+    probe = Probe(cluster, 2, 65002, peer=1)
+    config = speaker.peers["2"].config
+    good = Attributes(0, AsPath.sequence(65002), address(2))
+    eleven = encode_announcement(V4, good, [prefix(number) for number in range(20, 31)], as4=True)
+
+    def limited(most: int | None) -> list[PrefixLimit]:
+        before = len(cluster.events(1, PrefixLimit))
+        speaker.set_peers([replace(config, most_prefixes=most)], cluster.network.now)
+        cluster.network.run(60)
+        return cluster.events(1, PrefixLimit)[before:]
+
+    probe.send(eleven)
+    assert probe.session.negotiated is None
+    assert limited(11) == []
+    assert probe.session.negotiated is not None  # raised: it is begun again by itself
+    probe.send(eleven)
+    assert cluster.events(1, PrefixLimit)[-1] == PrefixLimit(V4, 11, 11, False)
+    assert limited(12) == [PrefixLimit(V4, 11, 12, False)]
+    assert limited(None) == []
+    assert probe.session.negotiated is not None
+    assert limited(10) == [PrefixLimit(V4, 11, 10, True)]  # lowered below what has come: it ends at once
+    assert probe.session.negotiated is None
+    # What the operator has shut down is not begun again by another limit.
+    speaker.stop_peer("2", cluster.network.now, "tea")
+    assert limited(100) == []
+    assert probe.session.negotiated is None
 
 
 def test_a_next_hop_that_is_ourselves_is_not_used() -> None:

@@ -18,11 +18,11 @@ import pytest
 
 from netagent import __version__
 from netagent.__main__ import main
-from netagent.cli import COMMANDS, aftermath, output
+from netagent.cli import COMMANDS, aftermath, output, report
 from netagent.errors import ConfigError
 from netagent.health import judged
 from netagent.model import Finding
-from netagent.status import Failing, ObjectView, Peer, Status, Step, summary
+from netagent.status import BackendStatus, Failing, ObjectView, Peer, Status, Step, summary
 from tests.support.views import HEALTHY, NOW, PEERS, View, altered, serving
 
 Run = Callable[..., tuple[int, str, str]]
@@ -149,6 +149,14 @@ def test_status_of_a_healthy_node(agent: Path, run: Run) -> None:
         assert words in lines
     assert re.search(r"^  h2 +10\.5\.72\.0/24 +192\.168\.50\.12 +vxlan na-vx1 +up +5 m$", out, re.MULTILINE)
     assert "\x1b" not in out
+
+
+def test_options_are_shown_as_they_stand_in_etcd() -> None:
+    options = {"Mesh": False, "Encapsulation": "ipip", "Reflectors": ["h1"], "Nodes": [{"Match": "*", "AS": 64512}]}
+    backend = BackendStatus(type="bgp", options=options, mtu=1480)
+    lines = dict(report.sections(msgspec.structs.replace(HEALTHY, backend=backend)))
+    shown = 'bgp (Mesh false, Encapsulation ipip, Reflectors ["h1"], Nodes [{"Match": "*", "AS": 64512}])'
+    assert lines["backend"] == f"{shown}, containers' MTU 1480"
 
 
 def test_status_while_etcd_is_away(agent: Path, view: View, run: Run) -> None:
