@@ -179,6 +179,8 @@ class Ours(Router):
                 yield f"bfd = {{ {timers}, multihop = {str(bool(peering.multihop)).lower()} }}"
             if peering.several:
                 yield 'add-path-receive = true\nadd-path-send = "all"'
+            if site.options.get("short"):
+                yield "extended-messages = false"
             if peering.extended:
                 yield "extended-next-hop = true"
             if peering.local_asn:
