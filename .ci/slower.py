@@ -49,7 +49,7 @@ class Target(NamedTuple):
     machines: bool = False
 
 
-PRODUCT = ("netagent/", "backends/", "bgp/", "packaging/", "pyproject.toml", "uv.lock")
+PRODUCT = ("netagent/", "backends/", "bgp/", "bfd/", "packaging/", "pyproject.toml", "uv.lock")
 MACHINES = tuple(f"scripts/{name}" for name in ("debian-tree", "fetch-debs", "setup-vms", "vm-accel", "vm-guest"))
 TARGETS = (
     Target(

@@ -3,7 +3,7 @@
 
 Rules: nothing is installed on the machine, and root is not needed. The wheels are those of uv.lock, checked against
 its hashes, for Debian's own /usr/bin/python3; they go into a virtual environment under /opt/netagent, since
-`netagent`, `backends` and `bgp` are generic names. The same commit gives the same package, octet by octet: every time
+`netagent`, `backends`, `bgp` and `bfd` are generic names. The same commit gives the same package, octet by octet: every time
 is that of the commit ($SOURCE_DATE_EPOCH), every owner is root. Byte code is made here and not on each host, where it
 takes a minute of a slow machine's. Standard library only.
 """
@@ -139,7 +139,7 @@ def copy_source(target: Path) -> None:
         listed = run("git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names: Iterable[Path] = map(Path, filter(None, listed.split("\0")))
     else:
-        tops = ("netagent", "backends", "bgp", "packaging")
+        tops = ("netagent", "backends", "bgp", "bfd", "packaging")
         names = (f.relative_to(ROOT) for top in tops for f in (ROOT / top).rglob("*") if "__pycache__" not in f.parts)
         names = [*names, *(Path(n) for n in ("pyproject.toml", "uv.lock", "README.md", "CHANGELOG.md", "LICENSE"))]
     for name in names:
