@@ -3,9 +3,9 @@
 
 Rules: nothing is installed on the machine, and root is not needed. The wheels are those of uv.lock, checked against
 its hashes, for Debian's own /usr/bin/python3; they go into a virtual environment under /opt/netagent, since
-`netagent`, `backends`, `bgp` and `bfd` are generic names. The same commit gives the same package, octet by octet:
-every time is that of the commit ($SOURCE_DATE_EPOCH), every owner is root. Byte code is made here and not on each
-host, where it takes a minute of a slow machine's. Standard library only.
+`netagent`, `backends`, `bgp` and `bfd` are generic names. The same commit gives the same package, octet by octet: the
+time is that of the commit ($SOURCE_DATE_EPOCH), every owner is root. Byte code is made here and not on each host, where it
+takes a minute of a slow machine's. Standard library only.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def copy_source(target: Path) -> None:
         listed = run("git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names: Iterable[Path] = map(Path, filter(None, listed.split("\0")))
     else:
-        tops = ("netagent", "backends", "bgp", "bfd", "packaging")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        tops = [*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "packaging"]
         names = (f.relative_to(ROOT) for top in tops for f in (ROOT / top).rglob("*") if "__pycache__" not in f.parts)
         names = [*names, *(Path(n) for n in ("pyproject.toml", "uv.lock", "README.md", "CHANGELOG.md", "LICENSE"))]
     for name in names:
