@@ -14,7 +14,7 @@ from itertools import islice
 from bgp.adj_rib_out import SLICE, Snapshot, UpdateGroup
 from bgp.export import ExportSettings
 from bgp.identifiers import Identifiers
-from bgp.message import Family, encode_end_of_rib
+from bgp.message import Family, RefreshKind, encode_end_of_rib, encode_route_refresh
 from bgp.rib import Chosen, Rib
 from bgp.route import Source
 
@@ -39,6 +39,8 @@ class _Behind:
         """The group that it has moved here from, until the two are compared."""
         self.unlike: dict[Family, list[bytes]] | None = None
         """What is left to be compared; None: that is not begun."""
+        self.bracketed: dict[Family, None] = {}
+        """Families whose beginning and end it is told (RFC 7313)."""
 
     def note(self, family: Family, prefixes: Iterable[bytes]) -> None:
         self.changed.setdefault(family, {}).update(dict.fromkeys(prefixes))
@@ -60,7 +62,7 @@ class Advertising:
         self._send = send
         self._group_of: dict[Source, UpdateGroup] = {}
         self._behind: dict[Source, _Behind] = {}
-        self._asked: dict[tuple[Source, Family], None] = {}
+        self._asked: dict[tuple[Source, Family], bool] = {}
         self._again: dict[Family, list[bytes]] = {}
 
     def group_of(self, member: Source) -> UpdateGroup | None:
@@ -156,10 +158,14 @@ class Advertising:
         """Who may have these routes is another question now: told by `step`, and what is the same is not sent."""
         self._again[family] = list(dict.fromkeys((*self._again.get(family, ()), *prefixes)))
 
-    def ask(self, member: Source, family: Family) -> None:
-        """The member wants all of a family again (RFC 2918): told by `step`, once, however often it asks before."""
+    def ask(self, member: Source, family: Family, *, bracketed: bool = False) -> None:
+        """The member wants all of a family again (RFC 2918): told by `step`, once, however often it asks before.
+
+        `bracketed`: it is told where that begins and ends (RFC 7313), unless End-of-RIB is still to come, which says
+        as much: before it there is no BoRR (section 4).
+        """
         if family in self._ribs:
-            self._asked[member, family] = None
+            self._asked[member, family] = bracketed
 
     def hold(self, member: Source) -> None:
         """The member does not read what it is sent."""
@@ -180,12 +186,15 @@ class Advertising:
 
     def step(self, most: int) -> None:
         """Tell those who are behind of some `most` prefixes in all, each in its turn."""
-        for member, family in self._asked:
+        for (member, family), bracketed in self._asked.items():
             group = self._group_of.get(member)
             if group is None or family not in group.settings.families:
                 continue  # it will be told all when it joins
             group.members.pop(member, None)
-            self._behind.setdefault(member, _Behind(())).ask(family)
+            behind = self._behind.setdefault(member, _Behind(()))
+            behind.ask(family)
+            if bracketed and not behind.joins:
+                behind.bracketed[family] = None
         self._asked.clear()
         most -= self._tell_some_again(most)
         for group in self.groups.values():
@@ -207,6 +216,8 @@ class Advertising:
             if behind.joins:
                 for family in group.settings.families:
                     self._send(member, encode_end_of_rib(family), 1)
+            for family in behind.bracketed:
+                self._send(member, encode_route_refresh(family, RefreshKind.ENDS), 1)
 
     def _tell_some_again(self, most: int) -> int:
         for family, left in self._again.items():
@@ -247,6 +258,8 @@ class Advertising:
             return self._compare_some(group, member, behind)
         for family in behind.everything:
             if behind.snapshot is None:
+                if family in behind.bracketed:
+                    self._send(member, encode_route_refresh(family, RefreshKind.BEGINS), 1)
                 behind.snapshot, behind.position = group.snapshot(family), 0
             batch = behind.snapshot.batch(behind.position)
             if batch is not None:

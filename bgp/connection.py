@@ -23,6 +23,8 @@ from bgp.message import (
     MessageType,
     Notification,
     Open,
+    Refresh,
+    RefreshKind,
     RemoteError,
     Update,
     UpdateDecoder,
@@ -101,6 +103,10 @@ class Negotiated:
     """The same for us."""
     extended_next_hop: bool = False
     """IPv4 may have a next hop of IPv6 (RFC 8950)."""
+    enhanced_refresh: bool = False
+    """What is sent again has a beginning and an end (RFC 7313)."""
+    long_lived: bool = False
+    """The peer knows what long-lived stale routes are (RFC 9494)."""
     longest_out: int = MAX_MESSAGE_SIZE
     """The longest message that the peer takes (RFC 8654)."""
     notification_restart: bool = False
@@ -157,13 +163,8 @@ class Down:
         return bool(said) and (not self.notification_restart or any(each.is_hard for each in said))
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshRequested:
-    family: Family
-
-
-# And each UPDATE as it was decoded.
-Output = Connect | Send | Close | Established | Down | Update | RefreshRequested
+# And each UPDATE and ROUTE-REFRESH as it was decoded.
+Output = Connect | Send | Close | Established | Down | Update | Refresh
 
 
 class Connection:
@@ -331,9 +332,14 @@ class Connection:
         else:
             established = self.state is State.ESTABLISHED
             self._fire(Event.ROUTE_REFRESH, now)
-            family = decode_route_refresh(body)
-            if established and self.negotiated and family in self.negotiated.families:
-                self._outputs.append(RefreshRequested(family))
+            negotiated = self.negotiated
+            if not established or negotiated is None:
+                return
+            refresh = decode_route_refresh(body, enhanced=negotiated.enhanced_refresh)
+            if refresh is None or refresh.family not in negotiated.families:
+                return
+            if refresh.kind is RefreshKind.REQUEST or negotiated.enhanced_refresh:
+                self._outputs.append(refresh)
 
     def _open(self, body: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
         if self.state is not State.OPEN_SENT:
@@ -484,6 +490,8 @@ def _negotiate(settings: Settings, sent: Open, received: Open, direction: Direct
         _several(families, theirs, ours),
         _several(families, ours, theirs),
         ours.extended_next_hop and theirs.extended_next_hop and Family.IPV4 in families,
+        ours.enhanced_refresh and theirs.enhanced_refresh,
+        theirs.graceful_restart is not None and theirs.long_lived is not None,
         EXTENDED_MESSAGE_SIZE if ours.extended_messages and theirs.extended_messages else MAX_MESSAGE_SIZE,
         all(each and each.notification for each in (ours.graceful_restart, theirs.graceful_restart)),
     )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from bgp.message.codes import WellKnownCommunity
 from bgp.route import Kind, Route
 
 DEFAULT_LOCAL_PREF = 100
+_LLGR_STALE = int(WellKnownCommunity.LLGR_STALE)
 
 Metric = Callable[[bytes], int | None]
 """What it costs to reach a next hop; None when it cannot be reached."""
@@ -87,11 +89,12 @@ def _reachable(route: Route, metric: Metric) -> bool:
     return route.source.kind is Kind.LOCAL or metric(route.attributes.next_hop) is not None
 
 
-def _preference(route: Route) -> tuple[bool, int, int, int]:
+def _preference(route: Route) -> tuple[bool, bool, int, int, int]:
     attributes = route.attributes
     local_pref = attributes.local_pref
     return (
         route.source.kind is not Kind.LOCAL,
+        _LLGR_STALE in attributes.communities,
         -(DEFAULT_LOCAL_PREF if local_pref is None else local_pref),
         attributes.as_path.length,
         attributes.origin,
@@ -100,13 +103,14 @@ def _preference(route: Route) -> tuple[bool, int, int, int]:
 
 _STEPS: tuple[tuple[str, Callable[[Route], object]], ...] = (
     ("originated here", lambda route: _preference(route)[0]),
-    ("higher local preference", lambda route: _preference(route)[1]),
-    ("shorter AS path", lambda route: _preference(route)[2]),
-    ("lower origin", lambda route: _preference(route)[3]),
+    ("not long-lived stale", lambda route: _preference(route)[1]),  # RFC 9494 section 4.3
+    ("higher local preference", lambda route: _preference(route)[2]),
+    ("shorter AS path", lambda route: _preference(route)[3]),
+    ("lower origin", lambda route: _preference(route)[4]),
 )
 
 
-def _minimal(routes: list[Route], key: Callable[[Route], tuple[bool, int, int, int]]) -> list[Route]:
+def _minimal(routes: list[Route], key: Callable[[Route], tuple[bool, bool, int, int, int]]) -> list[Route]:
     keys = [key(route) for route in routes]
     least = min(keys)
     return [route for route, mine in zip(routes, keys, strict=True) if mine == least]

@@ -49,6 +49,10 @@ class ExportSettings:
     """Whether they take a next hop of IPv6 for IPv4 (RFC 8950)."""
     longest: int = MAX_MESSAGE_SIZE
     """The longest message that they take (RFC 8654)."""
+    long_lived: bool = False
+    """Whether they know what long-lived stale routes are (RFC 9494); who does not is not told of them."""
+    long_lived_partial: bool = False
+    """But those of our own AS are (section 4.6): as the last choice, and not to be passed on to another AS."""
 
 
 def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route) -> Attributes | None:
@@ -56,6 +60,9 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
     attributes = route.attributes
     if not _may_go(settings.kind, route) or (settings.policy is None and not _by_default(settings.kind, route)):
         return None
+    unknown = not settings.long_lived and WellKnownCommunity.LLGR_STALE in attributes.communities
+    if unknown and (settings.kind is Kind.EXTERNAL or not settings.long_lived_partial):
+        return None  # RFC 9494 section 4.4
     base = _to_external(settings, route) if settings.kind is Kind.EXTERNAL else _to_internal(settings, route)
     by_way_of_us = settings.kind is Kind.EXTERNAL if settings.next_hop_self is None else settings.next_hop_self
     if by_way_of_us or not attributes.next_hop:
@@ -66,9 +73,17 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
     changed = settings.policy.apply(family, prefix, attributes, base, own=own) if settings.policy else base
     if changed is None or not changed.next_hop:
         return None
+    if unknown:
+        changed = _as_last_choice(changed)
     if (len(changed.next_hop) == 4) == (family is Family.IPV4) or (settings.extended and family is Family.IPV4):
         return changed
     return None  # a next hop that is not of the family cannot be encoded: we have no address there
+
+
+def _as_last_choice(attributes: Attributes) -> Attributes:
+    """A long-lived stale route for who does not know what that is (RFC 9494 section 4.6)."""
+    communities = dict.fromkeys((*attributes.communities, int(WellKnownCommunity.NO_EXPORT)))
+    return attributes._replace(local_pref=0, communities=tuple(communities))
 
 
 def _may_go(kind: Kind, route: Route) -> bool:

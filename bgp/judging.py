@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bgp.message import Attributes, Family
+from bgp.message.codes import WellKnownCommunity
 from bgp.peer import Peer
 from bgp.rib import Rib
 from bgp.route import Source
@@ -21,14 +22,18 @@ class Judging:
         self._ribs = ribs
         self._peers = peers
         self._left: dict[tuple[Source, Family], list[bytes]] = {}
+        self._tagged: dict[Attributes, Attributes | None] = {}
+        """Attributes of stale routes, as they are with long-lived graceful restart, while a table is judged."""
 
     def __bool__(self) -> bool:
         """Whether `step` has something to do."""
         return bool(self._left)
 
-    def again(self, peer: Peer) -> None:
-        """All that the peer has sent."""
+    def again(self, peer: Peer, only: Family | None = None) -> None:
+        """All that the peer has sent, or all of a family."""
         for family, rib in self._ribs.items():
+            if only not in (None, family):
+                continue
             received = rib.received(peer.source)
             if received:
                 self._left[peer.source, family] = list(received)
@@ -50,6 +55,8 @@ class Judging:
             for path in some:
                 if route := received.get(path):
                     self._judge(peer, family, path, route.received)
+        if not self._left:
+            self._tagged.clear()
 
     def own_changed(self, family: Family, prefix: bytes) -> None:
         """A prefix is ours alone, or is not any more. What peers said of it and of all inside it, at once."""
@@ -60,6 +67,29 @@ class Judging:
     def _judge(self, peer: Peer, family: Family, path: bytes, received: Attributes) -> None:
         rib = self._ribs[family]
         before = rib.received(peer.source)[path]
-        for some, attributes, rejected in peer.judge(family, [path], received):
-            if (attributes, rejected) != (before.attributes, before.rejected):
-                rib.replace(peer.source, some[0], attributes, rejected)
+        for _, judged, rejected in peer.judge(family, [path], received):
+            attributes: Attributes | None = judged
+            if family in peer.long_lived and rib.is_stale(peer.source, path):
+                attributes = self._long_lived(judged, received)
+            if attributes is None:
+                rib.withdraw(peer.source, [path])
+            elif (attributes, rejected) != (before.attributes, before.rejected):
+                rib.replace(peer.source, path, attributes, rejected)
+
+    def _long_lived(self, attributes: Attributes, received: Attributes) -> Attributes | None:
+        """A stale route that is kept longer says so; None: it must not be kept (RFC 9494 section 4.2)."""
+        if WellKnownCommunity.NO_LLGR in received.communities:
+            return None
+        if attributes not in self._tagged:
+            self._tagged[attributes] = long_lived(attributes)
+        return self._tagged[attributes]
+
+
+def long_lived(attributes: Attributes) -> Attributes | None:
+    """With LLGR_STALE among the communities; None for a route that must not be kept."""
+    communities = attributes.communities
+    if WellKnownCommunity.NO_LLGR in communities:
+        return None
+    if WellKnownCommunity.LLGR_STALE in communities:
+        return attributes
+    return attributes._replace(communities=(*communities, int(WellKnownCommunity.LLGR_STALE)))

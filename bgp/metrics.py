@@ -52,7 +52,8 @@ def text(speaker: Speaker, now: float) -> str:
         _metric(
             "bgp_peer_prefixes",
             "gauge",
-            "Prefixes by family, or paths where it has ADD-PATH: received, accepted, best, stale, advertised.",
+            "Prefixes by family, or paths where it has ADD-PATH: received, accepted, best, stale, long-lived stale, "
+            "advertised.",
             (
                 ({"peer": peer["name"], "family": family, "kind": kind}, count)
                 for peer in peers

@@ -14,7 +14,7 @@ from bfd.orders import Status
 from bgp.bfd import Bfd
 from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings, Several
-from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, nlri
+from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, LongLived, nlri
 from bgp.message.attribute_decoding import Fault
 from bgp.own import OwnPrefixes
 from bgp.policy import Policy
@@ -24,6 +24,9 @@ from bgp.transport import DEFAULT_TRANSPORT, Dropped, Transport
 
 if TYPE_CHECKING:
     from bgp.ranges import PeerRange
+
+
+LONG_LIVED_MOST = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,19 @@ class SpeakerConfig:
     """Graceful restart (RFC 4724): what we ask of our peers. 0 leaves the capability out."""
     stale_time: float = 360.0
     """How long a peer that is back may take to announce its routes anew."""
+    long_lived_time: int = 0
+    """Long-lived graceful restart (RFC 9494): how long our peers may keep our routes, as the last choice, once our
+    restart time is over. 0: they may not.
+    """
+    long_lived_most: int = LONG_LIVED_MOST
+    """How long we keep theirs at most, whatever they ask for."""
+    long_lived_partial: bool = False
+    """Peers of our AS that do not know of it are told of such routes too, as their last choice."""
+
+    @property
+    def restarts(self) -> bool:
+        """Whether there is graceful restart, of either kind."""
+        return bool(self.restart_time or self.long_lived_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +157,12 @@ class Peer:
         self.scheduled: float | None = None
         self.restart_ends: float | None = None
         """Until when its routes are kept although it is away, or until when it must have announced them anew."""
+        self.refreshing: dict[Family, float] = {}
+        """Families that it is sending again (RFC 7313), and until when it must have."""
+        self.keeps: dict[Family, int] = {}
+        """For how many seconds its routes are kept beyond its restart time, since it went away last (RFC 9494)."""
+        self.long_lived: dict[Family, float] = {}
+        """Families whose stale routes are kept as the last choice (RFC 9494), and until when."""
 
     @property
     def name(self) -> str:
@@ -165,6 +187,11 @@ class Peer:
         self._addresses = self.own_addresses()
         self.warned.clear()
         self.ended.clear()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether routes of it are kept that it has to announce anew after a restart."""
+        return self.restart_ends is not None or bool(self.long_lived)
 
     @property
     def complete(self) -> bool:
@@ -205,6 +232,8 @@ class Peer:
             self._several(negotiated),
             negotiated.extended_next_hop,
             negotiated.longest_out,
+            negotiated.long_lived,
+            speaker.long_lived_partial,
         )
 
     def _next_hops(self, negotiated: Negotiated) -> tuple[tuple[Family, bytes], ...]:
@@ -284,12 +313,15 @@ def capabilities(
 ) -> Capabilities:
     """What our OPEN says to a peer; `restarting` while we are just back ourselves (RFC 4724 section 4.1).
 
-    Forwarding went on while there was no session with a peer that `stood` before.
+    Forwarding went on while there was no session with a peer that `stood` before. Enhanced refresh is offered only
+    beside graceful restart: without, FRR (8.4) waits for an End-of-RIB that it never sends, and answers no request.
     """
-    restart = None
-    if speaker.restart_time:
+    restart, long_lived = None, None
+    if speaker.restarts:
         preserved = tuple((family, restarting or stood) for family in speaker.families)
         restart = GracefulRestart(speaker.restart_time, restarting, preserved, notification=True)
+        kept = tuple((family, restarting or stood, speaker.long_lived_time) for family in speaker.families)
+        long_lived = LongLived(kept if speaker.long_lived_time else ())
     ways = AddPath(0)
     if config.several_in:
         ways |= AddPath.RECEIVE
@@ -301,6 +333,8 @@ def capabilities(
         add_path=tuple((family, ways) for family in speaker.families) if ways else (),
         extended_next_hop=config.extended_next_hop and Family.IPV4 in speaker.families,
         extended_messages=config.extended_messages,
+        enhanced_refresh=speaker.restarts,
+        long_lived=long_lived,
     )
 
 

@@ -15,6 +15,7 @@ from bgp.message import (
     AttributeDecoder,
     Family,
     MessageType,
+    RefreshKind,
     RemoteError,
     Update,
     UpdateDecoder,
@@ -163,7 +164,7 @@ def _prefixes(paths: list[tuple[Family, bytes]]) -> list[str]:
 
 def _path(family: Family, path: bytes) -> str:
     number = nlri.identifier_number(nlri.cut(family, path)[1])
-    return nlri.text(family, path) if number is None else f"{nlri.text(family, path)} path {number}"
+    return nlri.text(family, path) if number is None else f"{nlri.text(family, path)} id {number}"
 
 
 def _notification(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
@@ -172,8 +173,12 @@ def _notification(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
 
 
 def _refresh(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
-    family = decode_route_refresh(body)
-    return {"family": family.name if family else "unknown"}
+    refresh = decode_route_refresh(body)
+    if refresh is None:
+        return {"family": "unknown", "octets": body.hex()}
+    if refresh.kind is RefreshKind.REQUEST:
+        return {"family": refresh.family.name}
+    return {"family": refresh.family.name, "refresh": refresh.kind.name.lower()}
 
 
 _READERS: dict[int, Callable[[bytes, Context, bool], dict[str, Any]]] = {

@@ -28,7 +28,6 @@ from bgp.connection import (
     Established,
     Negotiated,
     Output,
-    RefreshRequested,
     Send,
 )
 from bgp.decision import Metric
@@ -43,6 +42,8 @@ from bgp.message import (
     Family,
     LocalError,
     Notification,
+    Refresh,
+    RefreshKind,
     Update,
     encode_route_refresh,
 )
@@ -120,7 +121,7 @@ class Speaker:
         self._decoders: dict[tuple[bool, bool], AttributeDecoder] = {}
         self._peers_of: dict[Source, Peer] = {}
         self._judging = Judging(self.ribs, self._peers_of)
-        self._stale = Stale(self.ribs)
+        self._stale = Stale(self.ribs, self._judging)
         self._by_address: dict[bytes, str] = {}
         self._joining: dict[str, None] = {}
         self._leaving: dict[str, None] = {}
@@ -346,7 +347,7 @@ class Speaker:
             self._touched(peer, now)
 
     def bfd_down(self, name: str, now: float, why: str, *, independent: bool) -> None:
-        """BFD, which had reached a peer, does not any more (RFC 5882 section 3.2).
+        """BFD, which had reached a peer, does not any more: its session ends, its routes go (RFC 5882 section 3.2).
 
         `independent`: the peer's BFD does not share the fate of its control plane (the C bit). Only then does it end
         a graceful restart under way: it cannot be a part of it (section 4.3).
@@ -355,11 +356,13 @@ class Speaker:
         if peer is None:
             return
         peer.session.recorder.note(f"BFD down: {why}", now)
-        if peer.session.negotiated is not None:
+        stood = peer.session.negotiated is not None
+        if stood:
             peer.session.reset(now, Notification(ErrorCode.CEASE, Cease.BFD_DOWN))
-        elif peer.restart_ends is not None and independent:
-            self._restart_is_over(peer)
-        self._touched(peer, now)
+            self._touched(peer, now)
+        if stood or independent:
+            self._stale.forget(peer)
+            self._let_go(peer)
 
     def hold(self, name: str) -> None:
         """The peer does not read: it is told nothing new until `release`."""
@@ -408,8 +411,9 @@ class Speaker:
             if peer is None or peer.scheduled != at:
                 continue
             peer.scheduled = None
-            if peer.restart_ends is not None and peer.restart_ends <= now:
-                self._restart_is_over(peer)
+            if peer.awaited or peer.refreshing:
+                self._stale.expire(peer, now)
+                self._let_go(peer)
             peer.session.expire(now)
             self._touched(peer, now)
         if self.deferral.expire(now):
@@ -447,7 +451,7 @@ class Speaker:
     def _touched(self, peer: Peer, now: float) -> None:
         """After each event of a peer: hear what its session says, and set its timer."""
         self._collect(peer, now)
-        deadlines = (peer.session.deadline(), peer.restart_ends)
+        deadlines = (peer.session.deadline(), self._stale.deadline(peer))
         deadline = min((at for at in deadlines if at is not None), default=None)
         # A timer that is set too early costs one look, and nearly every message moves the real one on.
         if deadline is not None and (peer.scheduled is None or deadline < peer.scheduled):
@@ -462,8 +466,8 @@ class Speaker:
     def _hear(self, peer: Peer, output: Output, now: float) -> None:
         if isinstance(output, Update):
             self._update(peer, output, now)
-        elif isinstance(output, RefreshRequested):
-            self.advertising.ask(peer.source, output.family)
+        elif isinstance(output, Refresh):
+            self._refresh(peer, output, now)
         else:
             if isinstance(output, Established):
                 self._came_up(peer, output.negotiated, now)
@@ -486,12 +490,26 @@ class Speaker:
                 rib.announce(source, some, attributes, received, rejected)
             self._check_limit(peer, family, now)
         if update.end_of_rib is not None:
-            self.ribs[update.end_of_rib].sweep(source)
+            self._stale.complete(peer, update.end_of_rib)
             self._no_longer_awaited(peer.name, update.end_of_rib)
             before = peer.complete
             peer.ended.add(update.end_of_rib)
             if peer.complete is not before:
                 self._outputs.append((peer.name, Complete()))
+
+    def _refresh(self, peer: Peer, refresh: Refresh, now: float) -> None:
+        negotiated = peer.session.negotiated
+        if negotiated is None:
+            return
+        if refresh.kind is RefreshKind.REQUEST:
+            self.advertising.ask(peer.source, refresh.family, bracketed=negotiated.enhanced_refresh)
+        elif refresh.kind is RefreshKind.ENDS:
+            self._stale.refresh_ends(peer, refresh.family)
+        elif negotiated.received.capabilities.graceful_restart and refresh.family not in peer.ended:
+            note = f"the beginning of a refresh of {refresh.family.name} before its End-of-RIB: passed over"
+            peer.session.recorder.note(note, now)  # RFC 7313 section 4
+        else:
+            self._stale.refresh_begins(peer, refresh.family, now)
 
     def _check_limit(self, peer: Peer, family: Family, now: float) -> None:
         limit = peer.config.most_prefixes
@@ -526,16 +544,15 @@ class Speaker:
         self.advertising.leave(peer.source)
         self._stale.went_down(peer, down, now)
 
-    def _restart_is_over(self, peer: Peer) -> None:
-        """Away too long, or back and too slow."""
-        self._stale.over(peer)
-        if peer.within is not None:
+    def _let_go(self, peer: Peer) -> None:
+        """The time for a restart may be over."""
+        if peer.within is not None and not peer.awaited:
             self._leaving[peer.name] = None
 
     def _leave(self, peer: Peer, now: float) -> None:
         """A peer of a range whose session is over is none any more, unless it or its routes are kept."""
         del self._leaving[peer.name]
-        if peer.session.started and peer.session.state < State.OPEN_SENT and peer.restart_ends is None:
+        if peer.session.started and peer.session.state < State.OPEN_SENT and not peer.awaited:
             self.remove_peer(peer.name, now)
 
     def _no_longer_awaited(self, name: str, family: Family | None = None) -> None:

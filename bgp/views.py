@@ -16,7 +16,7 @@ from bgp.decision import why
 from bgp.fsm import State
 from bgp.message import AddPath, Family, LocalError, MessageType, nlri
 from bgp.message.attributes import describe
-from bgp.message.codes import MAX_MESSAGE_SIZE
+from bgp.message.codes import MAX_MESSAGE_SIZE, WellKnownCommunity
 from bgp.peer import Peer
 from bgp.policy import PrefixRange
 from bgp.rib import Rib
@@ -107,6 +107,9 @@ def _peer(speaker: Speaker, peer: Peer, now: float, best: dict[Family, Counter[s
         "next_retry": _next_retry(timers, now) if session.started and session.state < State.OPEN_SENT else None,
         "bfd": bfd.view(config, peer.bfd, now),
         "restart_ends": round(peer.restart_ends - now, 1) if peer.restart_ends is not None else None,
+        "long_lived_ends": {family_name(family): round(at - now, 1) for family, at in peer.long_lived.items()}
+        or None,
+        "refresh_ends": {family_name(family): round(at - now, 1) for family, at in peer.refreshing.items()} or None,
         "held": speaker.advertising.is_held(peer.source),
         "capabilities": {
             "sent": negotiated.sent.capabilities.describe(),
@@ -150,6 +153,7 @@ def _prefixes(speaker: Speaker, peer: Peer, rib: Rib, best: dict[Family, Counter
         "accepted": sum(not route.rejected for route in received.values()),
         "best": best[rib.family][peer.name],
         "stale": rib.stale(peer.source),
+        "long_lived_stale": rib.stale(peer.source) if rib.family in peer.long_lived else 0,
         "advertised": group.count(rib.family, peer.source) if group else 0,
     }
 
@@ -234,6 +238,7 @@ def _candidate(rib: Rib, prefix: bytes, route: Route, chosen: tuple[Route, ...],
         "best": route is best,
         "used": route in chosen,
         "stale": rib.is_stale(route.source, prefix + route.identifier),
+        "long_lived_stale": WellKnownCommunity.LLGR_STALE in route.attributes.communities,
         "why": reason,
         **_attributes(rib, route),
     }
@@ -270,6 +275,7 @@ def received(speaker: Speaker, name: str) -> Iterator[dict[str, Any]]:
                 "accepted": not route.rejected,
                 "best": bool(chosen) and chosen[0] is route,
                 "stale": rib.is_stale(peer.source, path),
+                "long_lived_stale": WellKnownCommunity.LLGR_STALE in route.attributes.communities,
                 "used": route in chosen,
                 **describe(route.received),
             }

@@ -30,6 +30,7 @@ DEFAULT_PORT = 179
 DEFAULT_HOLD = 90  # seconds, RFC 4271 section 10
 DEFAULT_RESTART = 120  # seconds
 LONGEST_RESTART = 4095  # RFC 4724: 12 bits
+LONGEST_LONG_LIVED = 0xFFFFFF  # RFC 9494: 24 bits
 ENCAPSULATIONS = ("none", "vxlan", "vxlan-cross-subnet", "ipip", "ipip-cross-subnet")
 EVERY_NODE = "*"
 PORT, MULTIHOP_PORT = 3784, 4784  # of BFD, RFC 5881 and 5883
@@ -123,6 +124,7 @@ class BgpOptions(msgspec.Struct, frozen=True, kw_only=True):
     password_file: str = ""
     hold_time: int = DEFAULT_HOLD
     restart_time: int = DEFAULT_RESTART
+    long_lived_time: int = 0
     encapsulation: str = "none"
     vni: int = 1
     vxlan_port: int = 0
@@ -240,6 +242,7 @@ def parse(raw: Mapping[str, Any]) -> Options:
         password_file=reader.path("PasswordFile"),
         hold_time=reader.hold_time(DEFAULT_HOLD),
         restart_time=reader.number("RestartTime", 0, LONGEST_RESTART, DEFAULT_RESTART),
+        long_lived_time=reader.number("LongLivedTime", 0, LONGEST_LONG_LIVED, 0),
         encapsulation=_encapsulation(reader),
         vni=reader.number("VNI", 1, 0xFFFFFF, 1),
         vxlan_port=reader.number("VXLANPort", 0, 0xFFFF, 0),
@@ -254,7 +257,7 @@ def parse(raw: Mapping[str, Any]) -> Options:
 _COMMON = ("Announce", "Communities", "Routers", "ClusterID", "AS")
 _TOP = (
     *("AS", "Port", "Mesh", "Reflectors", "ClusterID", "Routers", "Nodes", "Announce", "Communities"),
-    *("PasswordFile", "HoldTime", "RestartTime", "Encapsulation", "VNI", "VXLANPort", "MTU", "BFD"),
+    *("PasswordFile", "HoldTime", "RestartTime", "LongLivedTime", "Encapsulation", "VNI", "VXLANPort", "MTU", "BFD"),
 )
 _SEVERAL = ("none", "receive", "send", "both")
 _RULE = ("Match", *_COMMON, "BFD")

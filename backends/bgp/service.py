@@ -465,7 +465,7 @@ class BgpService:
         """Who has a session with us, or is only restarting."""
         if self.speaker is None:
             return
-        up = sorted(name for name, peer in self.speaker.peers.items() if established(peer) or peer.restart_ends)
+        up = sorted(name for name, peer in self.speaker.peers.items() if established(peer) or peer.awaited)
         if up == self._remembered:
             return
         self._remembered = up

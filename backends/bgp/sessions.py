@@ -24,7 +24,7 @@ from bgp.export import Several
 from bgp.message import Attributes
 from bgp.message import Family as Afi
 from bgp.message.nlri import parse_address
-from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.peer import LONG_LIVED_MOST, PeerConfig, SpeakerConfig
 from bgp.policy import Match, Policy, PrefixRange, Rule
 from bgp.transport import LONGEST_PASSWORD, Transport
 from netagent.contract import Context
@@ -85,6 +85,8 @@ def speaker(context: Context, own: Own) -> SpeakerConfig | None:
         cluster_id=parse_address(own.cluster_id) if own.cluster_id else identifier,
         paths=PATHS,
         restart_time=options.restart_time,
+        long_lived_time=options.long_lived_time,
+        long_lived_most=max(options.long_lived_time, LONG_LIVED_MOST),
     )
 
 

@@ -18,7 +18,7 @@ from bgp.daemon.policies import community, large_community, policies_from
 from bgp.daemon.tables import Table
 from bgp.export import Several
 from bgp.message import Attributes, Family, LocalError, nlri
-from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.peer import LONG_LIVED_MOST, PeerConfig, SpeakerConfig
 from bgp.policy import Policy
 from bgp.ranges import PeerRange
 from bgp.transport import NO_TCP_AO, Transport
@@ -99,6 +99,9 @@ def _speaker(table: Table) -> SpeakerConfig:
         paths=table.number("paths", 1, 256, 1),
         restart_time=table.number("restart-time", 0, 4095, 120),
         stale_time=table.number("stale-time", 1, 86400, 360),
+        long_lived_time=table.number("long-lived-time", 0, 0xFFFFFF, 0),
+        long_lived_most=table.number("long-lived-most", 0, 0xFFFFFF, LONG_LIVED_MOST),
+        long_lived_partial=table.take("long-lived-partial", bool, False),
     )
 
 

@@ -53,6 +53,8 @@ def _peers(items: Iterable[Any]) -> Iterator[str]:
             remark += f"; next try in {span(peer['next_retry'])}"
         if "restart_ends" in peer:
             remark += f"; its routes are kept for {span(peer['restart_ends'])}"
+        if "long_lived_ends" in peer:
+            remark += f"; its routes are the last choice for {span(max(peer['long_lived_ends'].values()))}"
         if "bfd" in peer:
             remark += f"; {_bfd(peer['bfd'])}"
         if peer.get("held"):
@@ -97,11 +99,13 @@ def _table_of_routes(items: Iterable[Any]) -> Iterator[str]:
 
 def _stale(route: dict[str, Any]) -> str:
     """A route that a peer has not announced anew since its session went."""
+    if route.get("long_lived_stale"):
+        return "  (long-lived stale)"
     return "  (stale)" if route.get("stale") else ""
 
 
 def _path(route: dict[str, Any]) -> str:
-    return f" path {route['path_id']}" if "path_id" in route else ""
+    return f" id {route['path_id']}" if "path_id" in route else ""
 
 
 _NAMES = {

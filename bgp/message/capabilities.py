@@ -20,7 +20,11 @@ _EXTENDED_MESSAGES = 6
 _GRACEFUL_RESTART = 64
 _AS4 = 65
 _ADD_PATH = 69
-_KNOWN = frozenset((_MULTIPROTOCOL, _ROUTE_REFRESH, _EXTENDED_MESSAGES, _GRACEFUL_RESTART, _AS4))
+_ENHANCED_REFRESH = 70
+_LONG_LIVED = 71
+_KNOWN = frozenset(
+    (_MULTIPROTOCOL, _ROUTE_REFRESH, _EXTENDED_MESSAGES, _GRACEFUL_RESTART, _AS4, _ENHANCED_REFRESH, _LONG_LIVED)
+)
 
 _FAMILIES = {family.value: family for family in Family}
 
@@ -53,6 +57,19 @@ class GracefulRestart:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class LongLived:
+    """Long-lived graceful restart (RFC 9494 section 3.1); it says nothing without GracefulRestart beside it."""
+
+    families: tuple[tuple[Family, bool, int], ...] = ()
+    """Families, whether forwarding went on while the sender was away, and for how many seconds its routes may be
+    kept once its restart time is over. None: the sender only knows what a long-lived stale route is.
+    """
+
+    def describe(self) -> dict[str, object]:
+        return {family.name.lower(): {"time": time, "kept": kept} for family, kept, time in self.families}
+
+
 class AddPath(IntFlag):
     """Several routes to a prefix (RFC 7911 section 4)."""
 
@@ -77,6 +94,9 @@ class Capabilities:
     """IPv4 with a next hop of IPv6 (RFC 8950)."""
     extended_messages: bool = False
     """Takes messages of up to 65,535 octets (RFC 8654)."""
+    enhanced_refresh: bool = False
+    """Says where what it sends again begins and ends, and hears it (RFC 7313)."""
+    long_lived: LongLived | None = None
     others: tuple[Item, ...] = ()
     """Code and value of what this library does not know."""
 
@@ -95,6 +115,10 @@ class Capabilities:
             shown["extended_next_hop"] = True
         if self.extended_messages:
             shown["extended_messages"] = True
+        if self.enhanced_refresh:
+            shown["enhanced_refresh"] = True
+        if self.long_lived:
+            shown["long_lived_graceful_restart"] = self.long_lived.describe()
         if self.others:
             shown["others"] = [{"code": code, "value": value.hex()} for code, value in self.others]
         return shown
@@ -123,6 +147,10 @@ def _items(capabilities: Capabilities, asn: int) -> Iterator[Item]:
         yield _AS4, asn.to_bytes(4, "big")
     if capabilities.add_path:
         yield _ADD_PATH, b"".join(family.wire + bytes((ways,)) for family, ways in capabilities.add_path)
+    if capabilities.enhanced_refresh:
+        yield _ENHANCED_REFRESH, b""
+    if capabilities.long_lived:
+        yield _LONG_LIVED, _encode_long_lived(capabilities.long_lived)
     yield from capabilities.others
 
 
@@ -141,6 +169,8 @@ def decode_capabilities(items: Sequence[Item]) -> tuple[Capabilities, int | None
         add_path=_decode_add_path(values(_ADD_PATH)),
         extended_next_hop=_decode_extended_next_hop(values(_EXTENDED_NEXT_HOP)),
         extended_messages=_decode_empty(_EXTENDED_MESSAGES, values(_EXTENDED_MESSAGES)),
+        enhanced_refresh=_decode_empty(_ENHANCED_REFRESH, values(_ENHANCED_REFRESH)),
+        long_lived=_decode_long_lived(values(_LONG_LIVED)),
         others=tuple(dict.fromkeys(item for item in items if _is_other(item))),
     )
     return capabilities, as4
@@ -205,6 +235,29 @@ def _decode_restart(values: list[bytes]) -> GracefulRestart | None:
         if family:
             preserved.append((family, bool(value[start + 3] & 0x80)))
     return GracefulRestart(head & 0xFFF, bool(head & 0x8000), tuple(preserved), bool(head & 0x4000))
+
+
+def _encode_long_lived(long_lived: LongLived) -> bytes:
+    parts = []
+    for family, kept, time in long_lived.families:
+        if not 0 <= time < 1 << 24:
+            raise LocalError(f"long-lived stale time {time} does not fit into 24 bits")
+        parts.append(family.wire + bytes((0x80 if kept else 0,)) + time.to_bytes(3, "big"))
+    return b"".join(parts)
+
+
+def _decode_long_lived(values: list[bytes]) -> LongLived | None:
+    """The first one counts."""
+    for value in values:
+        _check_length(_LONG_LIVED, value, len(value) % 7 == 0)
+    if not values:
+        return None
+    found = []
+    for part in _parts(values[0], 7):
+        family = _FAMILIES.get(int.from_bytes(part[:3], "big"))
+        if family:
+            found.append((family, bool(part[3] & 0x80), int.from_bytes(part[4:], "big")))
+    return LongLived(tuple(found))
 
 
 def _parts(value: bytes, size: int) -> list[bytes]:

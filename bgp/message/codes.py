@@ -113,6 +113,12 @@ class Cease(IntEnum):
     BFD_DOWN = 10
 
 
+class RefreshError(IntEnum):
+    """RFC 7313 section 5."""
+
+    INVALID_MESSAGE_LENGTH = 1
+
+
 class AttributeType(IntEnum):
     """RFC 4271, 1997, 4456, 4760, 6793, 8092."""
 
@@ -150,6 +156,8 @@ class WellKnownCommunity(IntEnum):
     """RFC 1997, 7999, 9494."""
 
     GRACEFUL_SHUTDOWN = 0xFFFF0000
+    LLGR_STALE = 0xFFFF0006
+    NO_LLGR = 0xFFFF0007
     BLACKHOLE = 0xFFFF029A
     NO_EXPORT = 0xFFFFFF01
     NO_ADVERTISE = 0xFFFFFF02

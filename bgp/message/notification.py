@@ -17,17 +17,19 @@ from bgp.message.codes import (
     HeaderError,
     MessageType,
     OpenError,
+    RefreshError,
     UpdateError,
 )
 from bgp.message.errors import RemoteError
 from bgp.message.framing import frame
 
-_SUBCODES: dict[int, type[HeaderError | OpenError | UpdateError | FsmError | Cease]] = {
+_SUBCODES: dict[int, type[HeaderError | OpenError | UpdateError | FsmError | Cease | RefreshError]] = {
     ErrorCode.MESSAGE_HEADER: HeaderError,
     ErrorCode.OPEN_MESSAGE: OpenError,
     ErrorCode.UPDATE_MESSAGE: UpdateError,
     ErrorCode.FINITE_STATE_MACHINE: FsmError,
     ErrorCode.CEASE: Cease,
+    ErrorCode.ROUTE_REFRESH_MESSAGE: RefreshError,
 }
 _LONGEST_TEXT = 255
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import bgp_probe as wire
 from tests.support.bgp_ours import Ours
+from tests.support.frr import Frr
 from tests.support.routers import Network, Peering, Router, Routers
 
 pytestmark = [pytest.mark.interop, pytest.mark.netns]
@@ -157,6 +158,35 @@ async def test_who_does_not_come_back_is_forgotten(routers: Routers, theirs: typ
         assert "10.2.0.0/24" in probe.known()
         await probe.forgets("10.2.0.0/24", "10.2.1.0/24", "fd02::/64")
         assert not await ours.routes("ipv6")
+
+
+@pytest.mark.timeout(150)
+async def test_a_notification_is_no_end(routers: Routers) -> None:
+    """RFC 8538 with FRR, which has it too: a reset keeps the routes on both sides, a Hard Reset does not."""
+    ours, other = await routers.pair((Ours, 65001), (Frr, 65001), networks=(OURS, THEIRS), restart_time=60)
+    assert isinstance(ours, Ours)
+    assert isinstance(other, Frr)
+    address = other.site.address
+    kept = {ours: ("10.2.0.0/24", "fd02::/64"), other: ("10.1.0.0/24", "fd01::/64")}
+    for router, prefixes in kept.items():
+        for prefix in prefixes:
+            await router.has(prefix)
+    restart = (await ours.view(address))["capabilities"]["received"]["graceful_restart"]
+    assert restart["notification"] is True
+    async with Watch(ours, *kept[ours]) as here, Watch(other, *kept[other]) as there:
+        await ours.command("reset-peer", peer=address, text="new filters")
+        await ours.down(address)
+        await asyncio.gather(ours.established(), other.established())
+        for router, prefixes in kept.items():
+            for prefix in prefixes:
+                await router.until(f"{prefix} anew", fresh(router, prefix))
+    assert not here.missed
+    assert not there.missed
+    await ours.shut(address, "for good")
+    for router, prefixes in kept.items():
+        for prefix in prefixes:
+            await router.lacks(prefix)
+    assert "Hard Reset" in (await other.peer(ours.site.address)).why
 
 
 async def test_end_of_rib_for_each_family(routers: Routers) -> None:

@@ -78,3 +78,46 @@ async def test_a_request_is_answered_with_the_family_asked_for(routers: Routers)
         await ours.ask_again(far.address)
         await probe.refreshed(2)
         assert set(probe.of(wire.REFRESH)) == {b"\0\1\0\1", b"\0\2\0\1"}
+
+
+@pytest.mark.parametrize(("asker", "theirs"), [("ours", Bird), ("ours", Frr), ("theirs", Bird), ("theirs", Frr)])
+async def test_what_is_sent_again_has_a_beginning_and_an_end(
+    routers: Routers, asker: str, theirs: type[Router]
+) -> None:
+    """Enhanced refresh (RFC 7313); GoBGP does not have it."""
+    ours, other = await routers.pair((Ours, 65001), (theirs, 65001), networks=NETWORKS, restart_time=60)
+    assert isinstance(ours, Ours)
+    for network in NETWORKS[1]:
+        await ours.has(network.prefix)
+    for network in NETWORKS[0]:
+        await other.has(network.prefix)
+    address, way = other.site.address, "received" if asker == "ours" else "sent"
+    assert (await ours.view(address))["capabilities"]["received"]["enhanced_refresh"] is True
+
+    async def told() -> bool:
+        """BoRR, the routes, EoRR, of each family."""
+        entries = [entry for entry in await ours.command("log", peer=address) if way in entry]
+        for family in ("IPV4", "IPV6"):
+            marks = [
+                (number, entry["refresh"])
+                for number, entry in enumerate(entries)
+                if entry.get("refresh") and entry["family"] == family
+            ]
+            if [kind for _, kind in marks] != ["begins", "ends"]:
+                return False
+            if not any(entry[way] == "UPDATE" for entry in entries[marks[0][0] : marks[1][0]]):
+                return False
+        return True
+
+    if asker == "ours":
+        await ours.ask_again(address)
+    else:
+        await other.ask_again(ours.site.address)
+    await ours.until("the beginning and the end", told)
+    for network in NETWORKS[1]:
+        await ours.has(network.prefix)
+    for network in NETWORKS[0]:
+        await other.has(network.prefix)
+    view = await ours.view(address)
+    assert view["flaps"] == 0
+    assert "refresh_ends" not in view

@@ -139,6 +139,7 @@ class Ours(Router):
         yield f"restart-time = {restart}"
         if any(peering.several for peering in site.peerings):
             yield "paths = 8"
+        yield f"long-lived-time = {max((peering.long_lived for peering in site.peerings), default=0)}"
         if restart:
             yield f'state = "{self.directory}/state"'
         if site.options.get("transit"):
@@ -178,6 +179,8 @@ class Ours(Router):
                 yield f"bfd = {{ {timers}, multihop = {str(bool(peering.multihop)).lower()} }}"
             if peering.several:
                 yield 'add-path-receive = true\nadd-path-send = "all"'
+            if site.options.get("short"):
+                yield "extended-messages = false"
             if peering.extended:
                 yield "extended-next-hop = true"
             if peering.local_asn:

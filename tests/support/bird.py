@@ -172,6 +172,10 @@ class Bird(Router):
                 yield f"  graceful restart on; graceful restart time {peering.restart_time};"
             else:
                 yield "  graceful restart off;"
+            if peering.long_lived:
+                yield f"  long lived graceful restart on; long lived stale time {peering.long_lived};"
+            if peering.extended_messages:
+                yield "  enable extended messages on;"
             for family in peering.families:
                 own = site.address6 if family == "ipv6" or peering.extended else site.address
                 more = " add paths on;" if peering.several else ""

@@ -187,6 +187,9 @@ class Frr(Router):
             yield " bgp graceful-restart"
             yield f" bgp graceful-restart restart-time {restart}"
             yield " bgp graceful-restart preserve-fw-state"
+        long_lived = max((peering.long_lived for peering in site.peerings), default=0)
+        if long_lived:
+            yield f" bgp long-lived-graceful-restart stale-time {long_lived}"
         for peering in site.peerings:
             neighbour = f" neighbor {peering.address}"
             yield f"{neighbour} remote-as {peering.asn}"

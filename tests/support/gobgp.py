@@ -129,6 +129,7 @@ class GoBgp(Router):
             if peering.restart_time:
                 yield "[neighbors.graceful-restart.config]\nenabled = true"
                 yield f"restart-time = {peering.restart_time}\ndeferral-time = 5"
+                yield f"long-lived-enabled = {str(bool(peering.long_lived)).lower()}"
             for family in peering.families:
                 yield f'[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = "{family}-unicast"'
                 if peering.most_prefixes:
@@ -137,6 +138,9 @@ class GoBgp(Router):
                     yield "[neighbors.afi-safis.add-paths.config]\nreceive = true\nsend-max = 16"
                 if peering.restart_time:
                     yield "[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true"
+                if peering.long_lived:
+                    yield "[neighbors.afi-safis.long-lived-graceful-restart.config]\nenabled = true"
+                    yield f"restart-time = {peering.long_lived}"
 
 
 def _route(path: dict[str, Any]) -> RouteView:

@@ -77,6 +77,10 @@ class Peering:
     most_prefixes: int = 0
     restart_time: int = 0
     """Graceful restart, with this restart time."""
+    long_lived: int = 0
+    """Long-lived graceful restart for so long after it."""
+    extended_messages: bool = False
+    """Messages of more than 4096 octets. Ours and FRR always have them."""
     local_asn: int = 0
     several: bool = False
     """ADD-PATH in every family: all routes to a prefix, both ways."""

@@ -17,6 +17,7 @@ from bgp.message import (
     LocalError,
     Notification,
     Open,
+    RefreshKind,
     RemoteError,
     Update,
     UpdateDecoder,
@@ -454,6 +455,7 @@ def test_too_many_prefixes_says_how_many() -> None:
 
 def test_route_refresh() -> None:
     for family in Family:
-        assert decode_route_refresh(encode_route_refresh(family)[19:]) is family
-    assert decode_route_refresh(b"\0\1\1\1") is None
+        for kind in RefreshKind:
+            assert decode_route_refresh(encode_route_refresh(family, kind)[19:]) == (family, kind)
+    assert decode_route_refresh(b"\0\1\3\1") is None
     assert decode_route_refresh(b"\0\1\0\x84") is None

@@ -380,7 +380,8 @@ def test_peers_are_shown_with_all_there_is_to_know() -> None:
     two, three, nine = views.peers(speaker, now)
     assert (two["name"], two["state"], two["kind"], two["asn"]) == ("2", "established", "internal", 65001)
     assert (three["kind"], three["router_id"]) == ("external", "192.0.2.3")
-    assert two["prefixes"]["ipv4"] == {"received": 1, "accepted": 1, "best": 1, "stale": 0, "advertised": 1}
+    stale = {"stale": 0, "long_lived_stale": 0}
+    assert two["prefixes"]["ipv4"] == {"received": 1, "accepted": 1, "best": 1, **stale, "advertised": 1}
     assert three["prefixes"]["ipv6"]["advertised"] == 2
     assert two["capabilities"]["received"]["families"] == ["ipv4", "ipv6"]
     assert two["messages"]["received"]["open"] >= 1

@@ -14,9 +14,11 @@ from bgp.message import (
     Framer,
     GracefulRestart,
     LocalError,
+    LongLived,
     MessageType,
     Notification,
     Open,
+    RefreshKind,
     RemoteError,
     Update,
     UpdateDecoder,
@@ -72,6 +74,18 @@ OPENS = {
         9,
         bytes((10, 0, 0, 2)),
         Capabilities((V4, V6), add_path=((V4, AddPath(3)), (V6, AddPath(1))), extended_next_hop=True),
+    ),
+    "restarts": Open(
+        65002,
+        9,
+        bytes((10, 0, 0, 2)),
+        Capabilities(
+            (V4, V6),
+            graceful_restart=GracefulRestart(0, False, ((V4, True),), notification=True),
+            extended_messages=True,
+            enhanced_refresh=True,
+            long_lived=LongLived(((V4, True, 86400), (V6, False, 0xFFFFFF))),
+        ),
     ),
     "long": Open(
         65002, 9, bytes((10, 0, 0, 2)), Capabilities((V4, V6), others=((200, bytes(250)), (201, b"x" * 200)))
@@ -161,8 +175,12 @@ def open_(data: bytes) -> None:
     assert not restarts or restarts[0] == restarts[-1]
     if all(code != 1 for code, _ in came):
         came.append((1, V4.wire[:2] + b"\0" + V4.wire[2:]))  # RFC 4760: without the capability it is IPv4
-    assert {item for item in sent if item[0] not in (5, 64, 69)} <= set(came)
+    assert {item for item in sent if item[0] not in (5, 64, 69, 71)} <= set(came)
     assert _entries(sent, 5, 6) <= _entries(came, 5, 6)
+    before, after = (
+        {part[:3] + bytes((part[3] & 0x80,)) + part[4:] for part in _entries(items, 71, 7)} for items in (came, sent)
+    )
+    assert after <= before
     assert _entries(sent, 69, 4) <= _entries(came, 69, 4)
 
 
@@ -331,14 +349,25 @@ def notification(data: bytes) -> None:
 @target(
     "bgp-route-refresh",
     covers=("bgp.message.refresh:decode_route_refresh",),
-    seeds=lambda: {family.name.lower(): body(encode_route_refresh(family)) for family in Family},
-    longest=8,
+    seeds=lambda: {
+        **{family.name.lower(): b"\0" + body(encode_route_refresh(family)) for family in Family},
+        "begins": b"\1" + body(encode_route_refresh(V6, RefreshKind.BEGINS)),
+        "long": b"\1" + body(encode_route_refresh(V4, RefreshKind.ENDS)) + b"more",
+    },
+    longest=12,
 )
 def route_refresh(data: bytes) -> None:
-    if len(data) == 4:
-        family = decode_route_refresh(data)
-        assert family is None or body(encode_route_refresh(family)) == data
-        assert family is not None or not any(data == body(encode_route_refresh(known)) for known in Family)
+    """What is known is read as it is sent; another length is an error, with the whole message where RFC 7313 says."""
+    enhanced, data = bool(data and data[0] & 1), data[1:]
+    try:
+        found = decode_route_refresh(data, enhanced=enhanced)
+    except RemoteError as error:
+        code, _, content = error_of(error, 1, 7)
+        assert len(data) != 4 and (code == 1 or (enhanced and content.endswith(data)))
+        return
+    known = {body(encode_route_refresh(family, kind)) for family in Family for kind in RefreshKind}
+    assert (found is not None) == (data in known)
+    assert found is None or body(encode_route_refresh(*found)) == data
 
 
 # ------------------------------------------------------------------------------------------ prefixes as text

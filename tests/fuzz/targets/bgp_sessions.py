@@ -12,9 +12,11 @@ from typing import Any
 
 from bgp import metrics, views
 from bgp.connection import Close, Connect, Direction, Established, Send, Settings
+from bgp.export import Several
 from bgp.fsm import State
 from bgp.message import (
     KEEPALIVE,
+    AddPath,
     AttributeDecoder,
     Attributes,
     Capabilities,
@@ -57,15 +59,20 @@ from tests.fuzz.targets.bgp_messages import (
 OUT, IN = Direction.OUTGOING, Direction.INCOMING
 OURS, OURS6 = bytes((192, 0, 2, 1)), bytes((0xFD, 0)) + bytes(13) + b"\1"
 CAPABILITIES = Capabilities((V4, V6), graceful_restart=GracefulRestart(120))
+BOTH = AddPath.RECEIVE | AddPath.SEND
+# Several routes to a prefix, and next hops of IPv6 for IPv4.
+MORE = Capabilities((V4, V6), add_path=((V4, BOTH), (V6, BOTH)), extended_next_hop=True)
 
 # What an input of a session is made of, one octet each; 0x80 added: on the incoming connection.
 RAW, WHOLE, CONNECTED, ACCEPTED, FAILED, WAIT, OPERATOR = range(7)
 
 
-def well_formed(data: bytes) -> list[Update]:
-    """The messages that we send, read as a peer would: none may be wrong."""
+def well_formed(data: bytes, *, several: bool = False) -> list[Update]:
+    """The messages that we send, read as a peer would: none may be wrong. `several`: with all that MORE says."""
     framer, updates = Framer(), []
-    decoder = UpdateDecoder((V4, V6), AttributeDecoder(as4=True, internal=True))
+    attributes = AttributeDecoder(as4=True, internal=True)
+    identified = (V4, V6) if several else ()
+    decoder = UpdateDecoder((V4, V6), attributes, identified=identified, extended=several)
     for kind, message in framer.receive(data):
         if kind == MessageType.OPEN:
             decode_open(message)
@@ -178,9 +185,9 @@ HOSTILE = "hostile"
 WATCHERS = {"client": 65001, "neighbour": 65003}
 
 
-def _bring_up(speaker: Speaker, name: str, asn: int, octet: int) -> None:
+def _bring_up(speaker: Speaker, name: str, asn: int, octet: int, *, several: bool) -> None:
     speaker.connected(name, 0.0)
-    hello = Open(asn, 90, bytes((10, 0, 1, octet)), Capabilities((V4, V6))).encode()
+    hello = Open(asn, 90, bytes((10, 0, 1, octet)), MORE if several else Capabilities((V4, V6))).encode()
     speaker.receive(name, OUT, hello + KEEPALIVE, 0.0)
 
 
@@ -198,10 +205,25 @@ def _speaker_seeds() -> dict[str, bytes]:
         "brim": (announced, brim, announced),
         "restart": (announced, OPENS["all"].encode()),
     }
+    paths = [prefix + bytes((0, 0, 0, number)) for prefix in PREFIXES4 for number in (1, 2)]
+    over6 = PLAIN._replace(next_hop=HOP6)
+    several = {
+        "several": (
+            encode_announcement(V4, PLAIN, paths, as4=True)[0],
+            encode_announcement(V4, over6, paths[:3], as4=True)[0],
+            encode_withdrawal(V4, paths[1:4])[0],
+        ),
+        "several6": (
+            encode_announcement(V6, over6, [PREFIXES6[0] + bytes((0, 0, 0, n)) for n in (1, 2)], as4=True)[0],
+            encode_route_refresh(V6),
+            encode_withdrawal(V6, [PREFIXES6[0] + bytes((0, 0, 0, 1))])[0],
+        ),
+    }
     return {
         f"{name}-{flags}": bytes((flags,)) + b"".join(pieces(message[18], body(message)) for message in messages)
-        for name, messages in wire.items()
-        for flags in (0, 1)
+        for kinds, both in ((wire, (0, 1)), (several, (8, 13)))
+        for name, messages in kinds.items()
+        for flags in both
     }
 
 
@@ -218,15 +240,23 @@ def speaker(data: bytes) -> None:
     config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, OURS6)), restart_time=0)
     found = Speaker(config, Random(0).random)
     limit = 8 if flags & 2 else None
-    found.add_peer(PeerConfig(HOSTILE, bytes((10, 0, 1, 1)), asn, client=bool(flags & 4), most_prefixes=limit), 0.0)
+    # The hostile one may give several routes to a prefix, and the client takes them: each, or one a next hop.
+    several = bool(flags & 8)
+    wanted = Several(by_next_hop=bool(flags & 16)) if several else None
+    more: dict[str, Any] = {"several_in": several, "extended_next_hop": several}
+    hostile = PeerConfig(
+        HOSTILE, bytes((10, 0, 1, 1)), asn, client=bool(flags & 4), most_prefixes=limit, several_out=None, **more
+    )
+    found.add_peer(hostile, 0.0)
     for octet, (name, number) in enumerate(WATCHERS.items(), 2):
-        found.add_peer(
-            PeerConfig(name, bytes((10, 0, 1, octet)), number, client=name == "client", export_policy=EVERYTHING), 0.0
-        )
+        config = PeerConfig(name, bytes((10, 0, 1, octet)), number, export_policy=EVERYTHING)
+        if name == "client":
+            config = replace(config, client=True, several_out=wanted, **more)
+        found.add_peer(config, 0.0)
     told = {name: Watcher() for name in WATCHERS}
     found.take(0.0)
     for octet, (name, number) in enumerate({HOSTILE: asn, **WATCHERS}.items(), 1):
-        _bring_up(found, name, number, octet)
+        _bring_up(found, name, number, octet, several=several and name in (HOSTILE, "client"))
     assert sum(isinstance(output, Established) for _, output in found.take(0.0)) == 3
     while given:
         kind, content = given.byte(), given.piece()
@@ -250,7 +280,8 @@ def _settle(found: Speaker, told: dict[str, Watcher]) -> None:
     outputs: list[tuple[str, Any]] = found.take(1.0)
     for name, output in outputs:
         if isinstance(output, Send):
-            for update in well_formed(output.data):
+            negotiated = found.peers[name].session.negotiated
+            for update in well_formed(output.data, several=bool(negotiated and negotiated.several_out)):
                 if name in told:
                     told[name].hear(update)
         assert name not in told or not isinstance(output, Close)

@@ -1,0 +1,66 @@
+"""Messages of more than 4096 octets (RFC 8654), with who has them and with who does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import bgp_probe as wire
+from tests.support.bgp_ours import Ours
+from tests.support.bird import Bird
+from tests.support.frr import Frr
+from tests.support.gobgp import GoBgp
+from tests.support.routers import Network, Peering, Router, Routers
+
+pytestmark = [pytest.mark.interop, pytest.mark.netns]
+
+MANY = tuple(f"65001:{number}" for number in range(1, 1401))
+"""Communities of 5,600 octets."""
+
+
+@pytest.mark.parametrize("theirs", [Bird, Frr])
+async def test_long_messages_both_ways(routers: Routers, theirs: type[Router]) -> None:
+    ours, other = await routers.pair(
+        (Ours, 65001),
+        (theirs, 65001),
+        networks=((Network("10.1.0.0/24", communities=MANY), Network("fd01::/64", communities=MANY)), ()),
+        extended_messages=True,
+    )
+    assert isinstance(ours, Ours)
+    address = other.site.address
+    assert (await ours.view(address))["longest_message"] == 65535
+    for prefix in ("10.1.0.0/24", "fd01::/64"):
+        await other.has(prefix)
+        family = "ipv6" if ":" in prefix else "ipv4"
+        assert set((await other.routes(family))[prefix][0].communities) == set(MANY)
+    if theirs is Bird:  # FRR takes no command of that length
+        await other.announce(Network("10.2.0.0/24", communities=MANY))
+        await ours.has("10.2.0.0/24")
+        assert set((await ours.routes())["10.2.0.0/24"][0].communities) == set(MANY)
+    assert (await ours.view(address))["flaps"] == 0
+
+
+@pytest.mark.parametrize("theirs", [Bird, GoBgp])
+async def test_who_does_not_take_them_is_not_told_what_does_not_fit(routers: Routers, theirs: type[Router]) -> None:
+    networks = (Network("10.1.0.0/24", communities=MANY), Network("10.1.1.0/24"))
+    ours, other = await routers.pair((Ours, 65001), (theirs, 65001), networks=(networks, ()))
+    assert isinstance(ours, Ours)
+    await other.has("10.1.1.0/24")
+    assert "10.1.0.0/24" not in await other.routes()
+    view = await ours.view(other.site.address)
+    assert "longest_message" not in view
+    assert view["flaps"] == 0
+
+
+@pytest.mark.parametrize(("short", "answer"), [(True, (1, 2)), (False, (3, 1))], ids=["not offered", "offered"])
+async def test_a_long_message_by_hand(routers: Routers, short: bool, answer: tuple[int, int]) -> None:
+    """It has a bad length for who has not said that he takes it, and is read by who has: there it is malformed."""
+    site, far = routers.site(65001), routers.site(65001)
+    site.options["short"] = short
+    site.peerings = (Peering(far.address, 65001, passive=True),)
+    await routers.add(Ours(site))
+    async with wire.Probe(far.space, far.address, site.address, 65001) as probe:
+        await probe.establish()
+        probe.send(wire.message(wire.UPDATE, b"\xff" * 5000))
+        code, subcode, data = await probe.notification()
+        assert (code, subcode) == answer
+        assert data == ((5019).to_bytes(2, "big") if short else b"")
