@@ -8,7 +8,6 @@ remembers who stood; without, it says goodbye.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 from bfd.orders import Status
 from bgp import metrics, views
-from bgp.aio import Driver, Listen, SetupError, dropped
+from bgp.aio import Driver, Listen, SetupError, collect_seldom, dropped
 from bgp.connection import Down, Established
 from bgp.daemon.config import Config, parse
 from bgp.daemon.control import ControlSocket
@@ -248,8 +247,7 @@ def _text(request: dict[str, Any], key: str) -> str:
 def run(path: str) -> None:
     """Run until a signal ends it. Raises ConfigError, CommandError."""
     daemon = Daemon(path)
-    # Tables are large and hold no cycles: looking through them again and again is a quarter of the work otherwise.
-    gc.set_threshold(50_000, 50, 1000)
+    collect_seldom()
     try:
         asyncio.run(daemon.run())
     except SetupError as error:
