@@ -72,6 +72,10 @@ deb: tools ## the Debian package, in dist/, for this release or another (SUITE=t
 bench-bgp: tools-interop ## the BGP speaker beside BIRD, FRR and GoBGP, against its bars
 	@$(PYTHON) -m tests.bench bgp $(ARGS)
 
+.PHONY: bench-bfd
+bench-bfd: tools-interop ## BFD with BIRD and FRR: silent peers found, and no others under load (ARGS="--minutes 10")
+	@$(PYTHON) -m tests.bench bfd $(ARGS)
+
 .PHONY: lint
 lint: tools ## ruff, mypy and the import rules
 	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo

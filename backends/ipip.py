@@ -5,6 +5,7 @@ Record ({"BackendType":"ipip"}, no data) and DirectRouting are flannel's too. A 
 object), without neighbour or forwarding entry. flannel has no IPv6 here; ours goes into IPv4 as well (RFC 4213), by a
 sit device for each peer. One for all would be wrong: sit keeps the route of one packet for the next, whatever its
 destination (net/ipv6/sit.c, dst_cache), and for ip6tnl Linux refuses the gateway (ip6_route_check_nh_onlink).
+What else was tried is in docs/adr/0017.
 Rules that hold here: the kernel's fallback devices (tunl0, sit0) are left alone; where another owner's device takes
 every packet that would be ours, nothing is planned.
 """

@@ -21,7 +21,6 @@ GAP = 0.010
 LEAST_INTERVAL = 10_000
 """Microseconds: what we offer is never shorter, as the limit above demands."""
 LONGEST_INTERVAL = 60_000_000
-_MICRO = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +131,12 @@ class Session:
     @property
     def interval(self) -> float:
         """Seconds between our packets, before jitter (section 6.8.2)."""
-        return max(self._tx_used, self.remote_rx) * _MICRO
+        return max(self._tx_used, self.remote_rx) / 1e6
 
     @property
     def remote_interval(self) -> float:
         """Seconds between the neighbour's packets, as agreed on; 0 while nothing was heard."""
-        return max(self._rx_used, self.remote_tx) * _MICRO if self.remote_multiplier else 0.0
+        return max(self._rx_used, self.remote_tx) / 1e6 if self.remote_multiplier else 0.0
 
     @property
     def detection_time(self) -> float:
@@ -231,7 +230,7 @@ class Session:
             if self._pending:
                 self._pending = False
                 self._time_anew(at)
-        self._detect_at = at + self.remote_multiplier * max(self._rx_used, self.remote_tx) * _MICRO
+        self._detect_at = at + self.remote_multiplier * max(self._rx_used, self.remote_tx) / 1e6
         state = self.state
         if state is State.ADMIN_DOWN:
             return
@@ -284,6 +283,7 @@ class Session:
             self.ups += 1
         if State.UP in (was, state):
             self.polling = self._settling = self._pending = False
+            self._tx_used, self._rx_used = self.tx, self.rx  # what was to wait for a poll's end
             self._time_anew(now)
         self._say(now)
 

@@ -117,7 +117,7 @@ class UpdateGroup:
     def __init__(self, settings: ExportSettings) -> None:
         self.settings = settings
         self.members: dict[Source, None] = {}
-        self.failures: dict[bytes, str] = {}
+        self.failures: dict[Family, dict[bytes, str]] = {family: {} for family in settings.families}
         """Paths whose attributes do not fit into a message, and why: nobody is told of them."""
         self.several = dict(settings.several)
         self._told: dict[Family, dict[bytes, _Told]] = {family: {} for family in settings.families}
@@ -189,7 +189,7 @@ class UpdateGroup:
             if attributes is None:
                 if old is not None:
                     del told[prefix]
-                    self.failures.pop(prefix, None)
+                    self.failures[family].pop(prefix, None)
                     gone.setdefault(old[1], []).append(prefix)
                 continue
             new = (attributes, chosen[0].source)
@@ -249,34 +249,42 @@ class UpdateGroup:
             messages += some
         return messages
 
-    def differing(self, family: Family, other: UpdateGroup) -> dict[bytes, None]:
-        """The paths of which this group and another tell differently."""
+    def differing(self, family: Family, other: UpdateGroup, paths: Iterable[bytes], member: Source) -> list[bytes]:
+        """Those of the paths of which this group and another tell a member differently."""
         ours, theirs = self._told.get(family, {}), other._told.get(family, {})
-        changed = dict.fromkeys(prefix for prefix, what in ours.items() if theirs.get(prefix) != what)
-        return changed | dict.fromkeys(prefix for prefix in theirs if prefix not in ours)
+        changed = []
+        for path in paths:
+            what, was = ours.get(path), theirs.get(path)
+            # What came from the member it is not told of, by neither.
+            if (what if what and what[1] is not member else None) != (was if was and was[1] is not member else None):
+                changed.append(path)
+        return changed
 
-    def paths(self, family: Family) -> Iterable[bytes]:
+    def paths(self, family: Family) -> Mapping[bytes, object]:
         """All that something is told of."""
         return self._told.get(family, {})
 
     def advertised(self, family: Family, member: Source) -> Iterator[tuple[bytes, Attributes]]:
         """What a member has been told, by path."""
         for prefix, (attributes, source) in self._told.get(family, {}).items():
-            if source is not member and prefix not in self.failures:
+            if source is not member and prefix not in self.failures[family]:
                 yield prefix, attributes
 
     def has_told(self, family: Family, prefix: bytes, member: Source) -> bool:
         """Whether a member has been told of a prefix."""
         told = self._told.get(family, {})
         paths = self._offered[family].get(prefix, ()) if family in self.several else (prefix,)
-        return any(path in told and told[path][1] is not member and path not in self.failures for path in paths)
+        return any(
+            path in told and told[path][1] is not member and path not in self.failures[family] for path in paths
+        )
 
     def count(self, family: Family, member: Source) -> int:
         """Of how many paths a member has been told."""
         told = self._told.get(family, {})
         by_source = self._counts.get(family)
         if by_source is None:
-            by_source = Counter(source for prefix, (_, source) in told.items() if prefix not in self.failures)
+            failed = self.failures.get(family, {})
+            by_source = Counter(source for prefix, (_, source) in told.items() if prefix not in failed)
             self._counts[family] = by_source
         return by_source.total() - by_source[member]
 
@@ -287,16 +295,16 @@ class UpdateGroup:
         return len(self.members) > (source in self.members)
 
     def _encode(self, family: Family, groups: Mapping[_Told, Sequence[bytes]]) -> Iterator[Piece]:
-        as4, longest = self.settings.as4, self.settings.longest
+        as4, longest, failures = self.settings.as4, self.settings.longest, self.failures[family]
         for (attributes, source), prefixes in groups.items():
             try:
                 messages = encode_announcement(family, attributes, prefixes, as4=as4, most=longest)
             except LocalError as error:
                 # RFC 4271 section 9.2: such a route is not announced; what was announced before is taken back.
-                self.failures.update(dict.fromkeys(prefixes, str(error)))
+                failures.update(dict.fromkeys(prefixes, str(error)))
                 messages = encode_withdrawal(family, prefixes, longest)
             else:
-                if self.failures:
+                if failures:
                     for prefix in prefixes:
-                        self.failures.pop(prefix, None)
+                        failures.pop(prefix, None)
             yield source, messages

@@ -35,6 +35,10 @@ class _Behind:
         """End-of-RIB is to follow."""
         self.held = held
         """It does not read."""
+        self.was: UpdateGroup | None = None
+        """The group that it has moved here from, until the two are compared."""
+        self.unlike: dict[Family, list[bytes]] | None = None
+        """What is left to be compared; None: that is not begun."""
         self.bracketed: dict[Family, None] = {}
         """Families whose beginning and end it is told (RFC 7313)."""
 
@@ -59,6 +63,7 @@ class Advertising:
         self._group_of: dict[Source, UpdateGroup] = {}
         self._behind: dict[Source, _Behind] = {}
         self._asked: dict[tuple[Source, Family], bool] = {}
+        self._again: dict[Family, list[bytes]] = {}
 
     def group_of(self, member: Source) -> UpdateGroup | None:
         """None while its session does not stand or nothing is told yet."""
@@ -71,7 +76,7 @@ class Advertising:
     @property
     def telling(self) -> bool:
         """Whether `step` has something to do."""
-        return any(not behind.held for behind in self._behind.values())
+        return bool(self._again) or any(not behind.held for behind in self._behind.values())
 
     # -------------------------------------------------------------------------------------------- coming and going
 
@@ -95,20 +100,16 @@ class Advertising:
         old = self._group_of.get(member)
         if old is None or old.settings == settings:
             return
-        new = self._group(settings)
-        while new.fill(self._ribs, self._identifiers, SLICE):
-            pass  # only a whole one can be compared
         behind = self._behind.get(member)
         if behind is None:
             old.members.pop(member)
             behind = self._behind[member] = _Behind(())
-        for family in settings.families:
-            if family in behind.everything:
-                behind.ask(family)
-                behind.note(family, old.paths(family))  # it may know of what is not told here
-            else:
-                behind.note(family, new.differing(family, old))
-        self._group_of[member] = new
+        for family in behind.everything:
+            behind.ask(family)
+        # One that moves on before it was compared still knows what the first told.
+        behind.was = behind.was or old
+        behind.unlike = None
+        self._group_of[member] = self._group(settings)
         self._drop_if_empty(old)
 
     def _group(self, settings: ExportSettings) -> UpdateGroup:
@@ -149,9 +150,13 @@ class Advertising:
                 for data, count in batch.octets(member):
                     self._send(member, data, count)
             for member, behind in self._behind.items():
-                if self._group_of[member] is group:
+                if self._group_of[member] is group or behind.was is group:
                     for prefixes in batch.changed:
                         behind.note(family, prefixes)
+
+    def tell_again(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Who may have these routes is another question now: told by `step`, and what is the same is not sent."""
+        self._again[family] = list(dict.fromkeys((*self._again.get(family, ()), *prefixes)))
 
     def ask(self, member: Source, family: Family, *, bracketed: bool = False) -> None:
         """The member wants all of a family again (RFC 2918): told by `step`, once, however often it asks before.
@@ -191,6 +196,7 @@ class Advertising:
             if bracketed and not behind.joins:
                 behind.bracketed[family] = None
         self._asked.clear()
+        most -= self._tell_some_again(most)
         for group in self.groups.values():
             while most > 0 and (filled := group.fill(self._ribs, self._identifiers, most)):
                 most -= filled
@@ -213,8 +219,43 @@ class Advertising:
             for family in behind.bracketed:
                 self._send(member, encode_route_refresh(family, RefreshKind.ENDS), 1)
 
+    def _tell_some_again(self, most: int) -> int:
+        for family, left in self._again.items():
+            some, left[-most:] = left[-most:], []
+            if not left:
+                del self._again[family]
+            chosen = self._ribs[family].chosen
+            self.tell(family, {prefix: chosen.get(prefix, ()) for prefix in some}, some)
+            return len(some)
+        return 0
+
+    def _compare_some(self, group: UpdateGroup, member: Source, behind: _Behind) -> int:
+        """What a member that has moved here must be told for it; how many paths were looked at.
+
+        The group has all of the tables by now. What changes in either group meanwhile `tell` notes.
+        """
+        assert behind.was is not None
+        if behind.unlike is None:
+            behind.unlike = {}
+            for family in group.settings.families:
+                if family in behind.everything:
+                    behind.note(family, behind.was.paths(family))  # it may know of what is not told here
+                else:
+                    ours, theirs = group.paths(family), behind.was.paths(family)
+                    behind.unlike[family] = [*ours, *(path for path in theirs if path not in ours)]
+        for family, left in behind.unlike.items():
+            some, left[-SLICE:] = left[-SLICE:], []
+            if not left:
+                del behind.unlike[family]
+            behind.note(family, group.differing(family, behind.was, some, member))
+            return max(len(some), 1)
+        behind.was = behind.unlike = None
+        return 1
+
     def _tell_some(self, group: UpdateGroup, member: Source, behind: _Behind) -> int:
         """Tell a member of a slice; about how many prefixes that were, 0 when it is up to date."""
+        if behind.was is not None:
+            return self._compare_some(group, member, behind)
         for family in behind.everything:
             if behind.snapshot is None:
                 if family in behind.bracketed:

@@ -164,7 +164,7 @@ def _prefixes(paths: list[tuple[Family, bytes]]) -> list[str]:
 
 def _path(family: Family, path: bytes) -> str:
     number = nlri.identifier_number(nlri.cut(family, path)[1])
-    return nlri.text(family, path) if number is None else f"{nlri.text(family, path)} path {number}"
+    return nlri.text(family, path) if number is None else f"{nlri.text(family, path)} id {number}"
 
 
 def _notification(body: bytes, context: Context, sent: bool) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from bgp.message import (
     Update,
     encode_route_refresh,
 )
+from bgp.message.nlri import prefix_of
 from bgp.own import OwnPrefixes
 from bgp.peer import Peer, PeerConfig, SpeakerConfig, capabilities, session_settings
 from bgp.ranges import PeerRange, range_of
@@ -204,7 +205,6 @@ class Speaker:
             raise LocalError("AS number, router id and families of a running speaker do not change")
         if config == before:
             return
-        self._flush()
         self.config = config
         for rib in self.ribs.values():
             if rib.paths != config.paths:
@@ -345,7 +345,7 @@ class Speaker:
             self._touched(peer, now)
 
     def bfd_down(self, name: str, now: float, why: str, *, independent: bool) -> None:
-        """BFD, which had reached a peer, does not any more (RFC 5882 section 3.2).
+        """BFD, which had reached a peer, does not any more: its session ends, its routes go (RFC 5882 section 3.2).
 
         `independent`: the peer's BFD does not share the fate of its control plane (the C bit). Only then does it end
         a graceful restart under way: it cannot be a part of it (section 4.3).
@@ -354,12 +354,13 @@ class Speaker:
         if peer is None:
             return
         peer.session.recorder.note(f"BFD down: {why}", now)
-        if peer.session.negotiated is not None:
+        stood = peer.session.negotiated is not None
+        if stood:
             peer.session.reset(now, Notification(ErrorCode.CEASE, Cease.BFD_DOWN))
-        elif peer.restart_ends is not None and independent:
-            self._stale.over(peer, now)
+            self._touched(peer, now)
+        if stood or independent:
+            self._stale.forget(peer)
             self._let_go(peer)
-        self._touched(peer, now)
 
     def hold(self, name: str) -> None:
         """The peer does not read: it is told nothing new until `release`."""
@@ -568,8 +569,8 @@ class Speaker:
 
     # ------------------------------------------------------------------------------------------- what peers are told
 
-    def _flush(self, most: int | None = None) -> None:
-        """Decide what is marked, and tell the groups."""
+    def _flush(self, most: int) -> None:
+        """Decide some of what is marked, and tell the groups."""
         for family, rib in self.ribs.items():
             if family in self.deferral:
                 continue
@@ -596,7 +597,6 @@ class Speaker:
 
     def _reconfigure(self, peer: Peer, config: PeerConfig, now: float) -> None:
         """New settings for a session that goes on: its role, its policies."""
-        self._flush()
         before = peer.config
         peer.config = config
         if config.shutdown is not None and before.shutdown is None:
@@ -610,10 +610,10 @@ class Speaker:
             self._judging.again(peer)
         kind = peer.kind(peer.source.asn)
         if peer.source.kind is not kind:
-            # Who may have its routes is another question now. What is the same is not sent again.
             peer.source.kind = kind
             for family, rib in self.ribs.items():
-                self.advertising.tell(family, rib.chosen, rib.chosen)
+                paths = rib.received(peer.source)
+                self.advertising.tell_again(family, (prefix_of(family, path) for path in paths))
         self._move(peer)
 
     def _limit_changed(self, peer: Peer, now: float) -> None:

@@ -105,7 +105,7 @@ def _stale(route: dict[str, Any]) -> str:
 
 
 def _path(route: dict[str, Any]) -> str:
-    return f" path {route['path_id']}" if "path_id" in route else ""
+    return f" id {route['path_id']}" if "path_id" in route else ""
 
 
 _NAMES = {

@@ -139,7 +139,8 @@ def copy_source(target: Path) -> None:
         listed = run("git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names: Iterable[Path] = map(Path, filter(None, listed.split("\0")))
     else:
-        tops = ("netagent", "backends", "bgp", "packaging")
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        tops = [*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "packaging"]
         names = (f.relative_to(ROOT) for top in tops for f in (ROOT / top).rglob("*") if "__pycache__" not in f.parts)
         names = [*names, *(Path(n) for n in ("pyproject.toml", "uv.lock", "README.md", "CHANGELOG.md", "LICENSE"))]
     for name in names:

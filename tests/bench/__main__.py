@@ -1,10 +1,11 @@
 """`make bench`: the machine, then every benchmark as Markdown tables with ratios; progress on standard error.
 
-    python -m tests.bench [all|imports|scale|datapath|udp|bgp|bgp-scale] [options of that benchmark]
+    python -m tests.bench [all|imports|scale|datapath|udp|bgp|bgp-scale|bfd] [options of that benchmark]
 
 Rule: each benchmark sees to a namespace of its own, so that none touches the machine's. `all` runs every one with its
-own defaults; it leaves out `udp`, whose figures `datapath` has too, `bgp`, which needs other daemons
-(`make bench-bgp`), and `bgp-scale`, which needs some minutes and gigabytes. Exit status: the worst of theirs.
+own defaults; it leaves out `udp`, whose figures `datapath` has too, `bgp` and `bfd`, which need other daemons
+(`make bench-bgp`, `make bench-bfd`), and `bgp-scale`, which needs some minutes and gigabytes. Exit status: the worst
+of theirs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 
 from netagent.lab.space import environment
-from tests.bench import bgp, bgp_scale, datapath, imports, scale
+from tests.bench import bfd, bgp, bgp_scale, datapath, imports, scale
 from tests.bench.report import flanneld, machine
 
 BENCHMARKS = {
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "udp": datapath.main_udp,
     "bgp": bgp.main,
     "bgp-scale": bgp_scale.main,
+    "bfd": bfd.main,
 }
 ALL = ("imports", "scale", "datapath")
 

@@ -15,7 +15,7 @@ import atheris
 
 def main() -> None:
     name, *arguments = sys.argv[1:]
-    with atheris.instrument_imports(include=["bgp", "backends", "netagent"]):
+    with atheris.instrument_imports(include=["bfd", "bgp", "backends", "netagent"]):
         from tests.fuzz.targets import TARGETS
     atheris.Setup([sys.argv[0], *arguments], TARGETS[name].check)
     atheris.Fuzz()

@@ -73,7 +73,7 @@ READS = re.compile(r"(decode|parse|unpack)(_\w+)?$|read_")
 def decoders() -> set[str]:
     """Public functions and classes of ours that are named as what reads bytes or text is named, as "module:name"."""
     found = set()
-    for package in ("bgp", "backends", "netagent"):
+    for package in ("bfd", "bgp", "backends", "netagent"):
         for path in (ROOT / package).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for node in ast.parse(path.read_text()).body:

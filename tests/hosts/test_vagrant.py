@@ -81,6 +81,6 @@ def copy() -> Iterator[Path]:
 @pytest.mark.timeout(1800)
 def test_vagrant_up_where_nothing_is_built_yet(copy: Path) -> None:
     """`vagrant up` makes a package and a box by itself; a public box is taken where there is one (a stand-in)."""
-    said = on_host("--online", ROOT / "tests" / "hosts" / "first-up", copy)
+    said = on_host("--online", ROOT / "tests" / "hosts" / "vagrant-first", copy)
     assert len(said) == 4
     assert said[-1] == "destroyed"

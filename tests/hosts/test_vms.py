@@ -28,8 +28,7 @@ ALL = ["h1", "h2", "h3"]
 
 
 async def test_host_gw_within_a_segment(lab: VmLab) -> None:
-    statuses = await lab.ready()
-    assert {status.verdict.state for status in statuses.values()} == {"healthy"}
+    statuses = await lab.healthy()
     assert statuses["h1"].interface.name == "eth0"
     await lab.carries()
     kernel = (await lab["h1"].exec("uname", "-r")).out
@@ -126,10 +125,7 @@ async def test_backends_across_racks(lab: VmLab, backend: str | dict[str, Any]) 
         return "" if path.get("h3", "").startswith("direct") is direct else f"{path}"
 
     await lab.until(paths, "h1's path to its neighbour", 90)
-    statuses = await lab.ready()
-    assert {name: status.verdict.state for name, status in statuses.items()} == dict.fromkeys(ALL, "healthy"), [
-        (f.code, f.message) for s in statuses.values() for f in s.findings
-    ]
+    statuses = await lab.healthy()
     paths = {peer.node: peer.path for peer in statuses["h1"].peers.shown}
     assert not paths["h2"].startswith("direct")
     await lab.carries()
@@ -185,8 +181,7 @@ async def test_ip_in_ip_under_the_hardened_unit(lab: VmLab) -> None:
     gone = "systemctl stop netagent; for path in /sys/class/net/na-*; do ip link delete ${path##*/}; done"
     await lab["h1"].sh(f"{gone}; rmmod ipip sit", timeout=120)
     await lab["h1"].exec("systemctl", "start", "netagent", timeout=120)
-    statuses = await lab.ready()
-    assert statuses["h1"].verdict.state == "healthy", statuses["h1"].findings
+    await lab.healthy()
     await lab.carries()
 
 

@@ -68,10 +68,7 @@ async def stands(
         return "; ".join(filter(None, missing))
 
     await lab.until(look, f"{backend} stands", 120)
-    statuses = await lab.ready(parts)
-    assert {name: s.verdict.state for name, s in statuses.items()} == dict.fromkeys(parts, "healthy"), [
-        (f.code, f.message) for s in statuses.values() for f in s.findings
-    ]
+    await lab.healthy(parts)
 
 
 async def part(lab: VmLab, name: str, role: str, sessions: int, routers: int = 0) -> str:

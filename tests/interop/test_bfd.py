@@ -139,7 +139,7 @@ async def test_a_silent_peer_is_found(routers: Routers, watching: type[Router]) 
     for pid in others:
         os.kill(pid, signal.SIGSTOP)
     view = await pair.ours.down(pair.far)
-    assert "bfd down (6/10)" in view.why
+    assert "bfd down" in view.why
     await pair.ours.lacks("10.2.0.0/24")
     assert (await pair.told())["diag"] == "detection time expired"
     for pid in others:

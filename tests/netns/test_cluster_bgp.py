@@ -308,3 +308,41 @@ async def test_only_known_peers_reach_the_port() -> None:
         )
         assert (await lab["h2"].exec("python3", "-c", ask.format("192.168.50.77"))).out == "out\n"
         assert (await lab["h2"].exec("python3", "-c", ask.format("192.168.50.12"))).out == "in\n"
+
+
+async def bfd(node: Node, up: int) -> str:
+    """ "" once BFD reaches so many peers of the node, as fast as was asked."""
+    views = json.loads((await node.exec("netagent", "bgp", "peers", "--json")).out)
+    found = sum(view["bfd"]["state"] == "up" and view["bfd"]["detection"] == 300 for view in views)
+    return "" if found == up else f"{node.name}: {[view['bfd'] for view in views]}"
+
+
+async def test_bfd_in_a_mesh() -> None:
+    """A restarting agent is no event for it, nor for packets; a host that dies is found long before its hold time."""
+    backend = {"Type": "bgp", "BFD": {"MinTx": 100, "MinRx": 100}}
+    async with Lab(nodes=3, backend=backend) as lab:
+        await lab.ready(backend="bgp")
+
+        async def up() -> str:
+            return "; ".join(filter(None, [await bfd(node, 2) for node in lab.nodes.values()]))
+
+        await lab.until(up, "BFD is up between all", 40)
+        assert "BFD with 2 of 2" in (await service(lab["h1"]))["summary"]
+        async with lab.flow() as flow:
+            for how in ("stop_agent", "kill_agent"):
+                await getattr(lab["h2"], how)()
+                await lab["h2"].start_agent()
+                await lab.ready(attach=False)
+                await lab.until(up, "BFD is up between all again", 40)
+        assert flow.lost == 0, flow
+        for name in ("h1", "h3"):
+            (view,) = json.loads((await lab[name].exec("netagent", "bgp", "peers", "h2", "--json")).out)
+            assert view["bfd"]["failures"] == 0, view
+        gone = subnet(lab["h2"])
+        await lab["h2"].ip("link set eth0 down")
+
+        async def found() -> str:
+            still = [name for name in ("h1", "h3") if gone in await routes(lab[name])]
+            return f"{still} still have the route" if still else ""
+
+        await lab.until(found, "the others have no route to it", 20)  # the hold time is 90 seconds

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp.adj_rib_out import UpdateGroup
-from bgp.decision import decide
-from bgp.export import ExportSettings, export
+from bgp.decision import decide, ranked, usable
+from bgp.export import ExportSettings, Several, export
+from bgp.identifiers import Identifiers
 from bgp.message import AsPath, AttributeDecoder, Attributes, Family, Framer, UpdateDecoder
 from bgp.rib import Rib
 from bgp.route import Kind, Route, Source
@@ -56,6 +59,20 @@ def test_the_choice_does_not_depend_on_the_order(said: list[tuple[Source, Attrib
     if chosen:
         assert rank(chosen[0]) == min(map(rank, reachable))
         assert len({cost(route.attributes.next_hop) for route in chosen}) == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(SOURCES), attributes_values, st.integers(0, 3)), max_size=6), st.randoms())
+def test_routes_are_ranked_whatever_their_order(said: list[tuple[Source, Attributes, int]], random: Any) -> None:
+    """With several of one source, told apart by their identifiers (RFC 7911)."""
+    given_ = {(source, number): attributes for source, attributes, number in said}
+    routes = [Route(source, value, value, identifier=bytes((0, 0, 0, n))) for (source, n), value in given_.items()]
+    order = list(ranked(routes, cost))
+    assert len(order) == len(usable(routes, cost)) == len(set(order))
+    random.shuffle(routes)
+    assert list(ranked(routes, cost)) == order
+    for position in range(len(order)):
+        assert decide(order[position:], cost)[0] is order[position]
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,3 +156,90 @@ def test_every_member_knows_what_it_should(
             if route.source is not member and (made := export(exported, V4, prefix, route)) is not None
         }
         assert table == wanted == dict(group.advertised(V4, member))
+
+
+# Of these sources each has several routes to a prefix, of the others one.
+SEVERAL = (SOURCES[1], SOURCES[4])
+several_values = st.sampled_from((Several(), Several(1), Several(2), Several(by_next_hop=True), Several(2, True)))
+path_changes = st.tuples(
+    st.sampled_from(SOURCES), st.sampled_from(("announce", "withdraw", "remove")),
+    st.lists(st.tuples(st.sampled_from(PREFIXES[:3]), st.integers(0, 2)), unique=True, max_size=4), attributes_values,
+)  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(path_changes, max_size=30), several_values, st.integers(0, 30))
+def test_every_member_knows_of_several_what_it_should(
+    said: list[tuple[Source, str, list[tuple[bytes, int]], Attributes]], several: Several, joins: int
+) -> None:
+    """As above, where members take several routes to a prefix; an identifier stays while its route does."""
+    rib, identifiers = Rib(V4, cost), Identifiers()
+    rib.watch(True)
+    exported = ExportSettings(
+        *(Kind.CLIENT, 65000, b"\x0a\0\0\x63", (V4,)),
+        addresses=((V4, b"\x0a\0\0\x63"),),
+        several=((V4, several),),
+    )
+    group = UpdateGroup(exported)
+    late = Source("late", Kind.CLIENT, 65000)
+    group.members.update(dict.fromkeys(SOURCES[:3]))
+    decoder = UpdateDecoder((V4,), AttributeDecoder(as4=True, internal=True), identified=(V4,))
+    tables: dict[Source, dict[bytes, Attributes]] = {member: {} for member in group.members}
+    before: dict[tuple[bytes, Source, bytes], bytes] = {}
+
+    def read(member: Source, data: bytes) -> None:
+        for _, body in Framer().receive(data):
+            update = decoder.decode(body)
+            for _, paths in update.withdrawn:
+                for path in paths:
+                    del tables[member][path]
+            for _, paths, attributes in update.announced:
+                tables[member].update(dict.fromkeys(paths, attributes))
+
+    for number, (source, what, some, attributes) in enumerate(said):
+        paths = list(dict.fromkeys(wire + (bytes((0, 0, 0, n)) if source in SEVERAL else b"") for wire, n in some))
+        if what == "announce":
+            rib.announce(source, paths, attributes, attributes)
+        elif what == "withdraw":
+            rib.withdraw(source, paths)
+        else:
+            rib.remove(source)
+        rib.take_changes()
+        batch = group.apply_several(rib, identifiers, rib.take_decided())
+        for member in group.members:
+            read(member, b"".join(data for data, _ in batch.octets(member)))
+        if number == joins:
+            group.members[late] = None
+            tables[late] = {}
+            everything = group.snapshot(V4).batch(0)
+            if everything:
+                read(late, b"".join(data for data, _ in everything.octets(late)))
+        after = {
+            (wire, route.source, route.identifier): identifier
+            for wire in PREFIXES[:3]
+            for route, identifier in identifiers.assign(wire, rib.candidates(wire)).items()
+        }
+        assert all(after[route] == identifier for route, identifier in before.items() if route in after)
+        before = after
+    for member, table in tables.items():
+        assert table == dict(group.advertised(V4, member))
+        for wire in PREFIXES[:3]:
+            told = wanted(rib, wire, exported, several)
+            given_ = identifiers.assign(wire, rib.candidates(wire))
+            assert {path: value for path, value in table.items() if path[:4] == wire} == {
+                wire + given_[route]: value for route, value in told if route.source is not member
+            }
+            assert len(set(given_.values())) == len(given_)
+
+
+def wanted(rib: Rib, wire: bytes, exported: ExportSettings, several: Several) -> list[tuple[Route, Attributes]]:
+    """By the letter: the best so many of those that may be told, or one for each next hop."""
+    left = list(rib.candidates(wire))
+    told: list[tuple[Route, Attributes]] = []
+    while chosen := decide(left, cost):
+        left.remove(chosen[0])
+        value = export(exported, V4, wire, chosen[0])
+        again = value is not None and value.next_hop in [other.next_hop for _, other in told]
+        if value is not None and not (several.by_next_hop and again):
+            told.append((chosen[0], value))
+    return told[: several.most]

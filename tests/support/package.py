@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".tools" / "cache"
-SOURCES = ("packaging", "netagent", "backends", "bgp", "pyproject.toml", "uv.lock", "README.md", "CHANGELOG.md")
+PACKAGES = ("netagent", "backends", "bgp", "bfd")
+SOURCES = (*PACKAGES, "packaging", "pyproject.toml", "uv.lock", "README.md", "CHANGELOG.md")
 LATER = "99.0.0"  # the version of the package that an upgrade goes to
 BUILD_TIMEOUT = 600
 

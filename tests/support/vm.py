@@ -229,7 +229,7 @@ class Vm:
             self._answers.pop(number, None)
         return Result(told["code"], told["out"], told["err"])
 
-    async def exec(self, *argv: str, input: str = "", timeout: float = 60.0, check: bool = True) -> Result:
+    async def exec(self, *argv: str, input: str = "", timeout: float = 180.0, check: bool = True) -> Result:
         """Run a command in the guest, as root. `check`: LabError when it fails."""
         result = await self._ask({"argv": argv, "input": input}, timeout)
         if check and result.code:

@@ -150,6 +150,22 @@ class VmLab:
         await asyncio.gather(*(self.attach(self.vms[name]) for name in names))
         return found
 
+    async def healthy(self, only: Iterable[str] | None = None, timeout: float = READY_TIMEOUT) -> dict[str, Status]:
+        """`ready`, and then until none of these hosts has anything to complain of: what was tried in vain while an
+        emulated machine was slow has been tried again."""
+        statuses = await self.ready(only, timeout)
+
+        async def look() -> str:
+            told = await asyncio.gather(*(self.vms[name].status() for name in statuses))
+            statuses.update({s.node.name: s for s in told if s is not None})
+            complaints = {
+                s.node.name: [f.message for f in s.findings] for s in told if s and s.verdict.state != "healthy"
+            }
+            return f"{complaints}" if complaints or None in told else ""
+
+        await self.until(look, "every host healthy", timeout)
+        return statuses
+
     def _unready(self, status: Status | None, names: list[str]) -> str:
         backend = self.topology.backend
         if status is None:
@@ -268,7 +284,7 @@ class VmLab:
                 pairs = [(wiring.container(source), self.container_ip(name, family)) for name in targets]
                 size = self.mtu(source) - (28 if family == 4 else 48) if largest else 56
                 request = {"pairs": pairs, "count": count, "timeout": timeout, "size": size, "whole": largest}
-                done = await self.vms[source].exec("python3", PINGER, input=json.dumps(request) + "\n", timeout=90)
+                done = await self.vms[source].exec("python3", PINGER, input=json.dumps(request) + "\n")
                 cells.extend(
                     Cell(source=source, target=target, family=family, times=tuple(times))
                     for target, times in zip(targets, json.loads(done.out), strict=True)

@@ -10,6 +10,7 @@ import pytest
 from bgp.daemon.config import Config, parse
 from bgp.daemon.errors import ConfigError
 from bgp.daemon.policies import community, large_community
+from bgp.export import Several
 from bgp.message import Family, nlri
 from bgp.message.codes import WellKnownCommunity
 from bgp.policy import PrefixRange
@@ -68,11 +69,15 @@ port = 1790
 local-address = "192.0.2.1"
 password = "secret"
 ttl-security = 1
+add-path-receive = true
+add-path-send = 3
+extended-next-hop = true
 
 [[peers]]
 address = "2001:db8::9"
 multihop = 5
 password-file = "password"
+add-path-send = "all"
 
 [[ranges]]
 name = "clients"
@@ -80,6 +85,7 @@ prefix = "192.0.2.0/24"
 limit = 500
 asn = 4200000001
 client = true
+add-path-send = "next-hops"
 
 [policies.from-tor]
 default = "accept"
@@ -137,7 +143,10 @@ def test_every_key() -> None:
     assert (tor.accept_default, tor.enforce_first_as, tor.allowed_own_as) == (True, False, 2)
     assert (other.name, other.asn, other.transport.multihop) == ("2001:db8::9", None, 5)
     assert other.transport.password == b"from a file"
+    assert (tor.several_in, tor.several_out, tor.extended_next_hop) == (True, Several(3), True)
+    assert (other.several_in, other.several_out, other.extended_next_hop) == (False, Several(), False)
     (clients,) = config.ranges
+    assert clients.template.several_out == Several(by_next_hop=True)
     assert (clients.name, clients.limit, clients.template.client) == ("clients", 500, True)
     assert tor.import_policy is config.policies["from-tor"]
     reject, accept = config.policies["from-tor"].rules
@@ -165,6 +174,20 @@ def test_a_policy_that_reads_as_before_is_the_same_object() -> None:
     assert after.peers[0] != before.peers[0]
     assert after.peers[0].same_session(before.peers[0])
     assert read(EVERY_KEY, before).peers == before.peers
+
+
+def test_what_an_open_says_begins_a_session_anew() -> None:
+    """But which of several routes a peer is told, it does not say."""
+    before = read(EVERY_KEY)
+    for old, new, stands in (
+        ("add-path-send = 3", 'add-path-send = "all"', True),
+        ("add-path-send = 3", "", False),
+        ("add-path-receive = true", "", False),
+        ("extended-next-hop = true", "", False),
+    ):
+        peer = read(EVERY_KEY.replace(old, new), before).peers[0]
+        assert peer != before.peers[0]
+        assert peer.same_session(before.peers[0]) is stands
 
 
 PEER = SPEAKER + '[[peers]]\naddress = "192.0.2.2"\n'
@@ -202,6 +225,10 @@ PEER = SPEAKER + '[[peers]]\naddress = "192.0.2.2"\n'
         (PEER + 'asn = "65001"', r"peers\[1\].asn = '65001': must be a whole number"),
         (PEER + "hold-time = 2", r"peers\[1\].hold-time = 2: must be 0 .* or at least 3"),
         (PEER + "hold-time = 70000", r"peers\[1\].hold-time = 70000: must lie between"),
+        (PEER + "add-path-send = 0", r"add-path-send = 0: must be a whole number from 1 to 255, or \"all\" or"),
+        (PEER + 'add-path-send = "best"', "add-path-send = 'best': must be a whole number"),
+        (PEER + "add-path-send = true", "add-path-send = True: must be a whole number"),
+        (PEER + "add-path-receive = 1", "add-path-receive = 1: must be true or false"),
         (PEER + 'import = "x"', r"peers\[1\].import = 'x': there is no such policy; write \[policies.x\]"),
         (PEER + 'password = "a"\npassword-file = "b"', "give a password or a file, not both"),
         (PEER + 'password-file = "nowhere"', r"password-file = 'nowhere': cannot be read: No such file"),

@@ -117,7 +117,8 @@ def test_long_messages_go_only_to_who_takes_them() -> None:
     shown = {peer["name"]: peer for peer in views.peers(ours, three.network.now)}
     assert shown["2"]["longest_message"] == 65535 and "longest_message" not in shown["3"]
     assert shown["2"]["capabilities"]["received"]["extended_messages"] is True
-    assert [bytes((24, 10, 9, 9)) in group.failures for group in ours.advertising.groups.values()].count(True) == 1
+    failures = [group.failures[V4] for group in ours.advertising.groups.values()]
+    assert [bytes((24, 10, 9, 9)) in each for each in failures].count(True) == 1
     counts = [ours.peers[name].session.recorder.sent[MessageType.UPDATE] for name in ("2", "3")]
     assert counts[0] < counts[1]
     ours.retract(V4, bytes((24, 10, 9, 9)))

@@ -15,11 +15,15 @@ from bgp.message import (
     MessageType,
     Origin,
     RemoteError,
+    Update,
     UpdateDecoder,
+    encode_announcement,
     nlri,
 )
 from bgp.message.aspath import AS_SET
 from bgp.message.attributes import community_text
+from bgp.rib import Rib
+from bgp.route import Kind, Source
 from tests.support import mrt
 
 UPDATES = [
@@ -145,6 +149,36 @@ def test_table_dumps(name: str) -> None:
         attributes = block.attributes if record.attributes else Attributes(origin=Origin.INCOMPLETE)
         got.append("|".join((*fields, attributes_text(attributes, next_hop))))
     assert got == list(map(normal, expected(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if "add_path" in name])
+def test_the_paths_of_a_table_dump_are_told_and_kept_apart(name: str) -> None:
+    """Each route of the dump as a session with ADD-PATH would carry it, into Adj-RIB-In and out of it."""
+    block_of = AttributeDecoder(as4=True, internal=True)
+    decoder = UpdateDecoder(Family, block_of, identified=tuple(Family))
+    family = Family.IPV4 if "ipv4" in name else Family.IPV6
+    next_hop = bytes((10, 0, 0, 1)) if family is Family.IPV4 else b"\x20" + bytes(14) + b"\1"
+    rib = Rib(family)
+    sources: dict[tuple[bytes, int], Source] = {}
+    wanted: dict[bytes, int] = {}
+    for record in mrt.read(mrt.data("bgp/mrt") / f"{name}.gz"):
+        assert isinstance(record, mrt.RibRoute)
+        assert record.path_id is not None
+        attributes = block_of.decode(record.attributes).attributes
+        assert attributes is not None
+        given = attributes._replace(next_hop=next_hop)
+        path = record.prefix + record.path_id.to_bytes(4, "big")
+        ((_, body),) = Framer().receive(b"".join(encode_announcement(family, given, [path], as4=True)))
+        assert record.path_id.to_bytes(4, "big") + record.prefix in body
+        update = decoder.decode(body)
+        assert update == Update(announced=((family, [path], given),))
+        source = sources.setdefault((record.peer, record.peer_asn), Source("", Kind.EXTERNAL, record.peer_asn))
+        rib.announce(source, [path], given, given)
+        wanted[record.prefix] = wanted.get(record.prefix, 0) + 1
+    assert {prefix: len(rib.candidates(prefix)) for prefix in rib.prefixes()} == wanted
+    for source in sources.values():
+        rib.withdraw(source, list(rib.received(source)))
+    assert not list(rib.prefixes())
 
 
 def test_inputs_found_by_fuzzing_another_speaker() -> None:

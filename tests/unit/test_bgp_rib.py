@@ -463,7 +463,7 @@ def test_a_route_that_does_not_fit_is_withdrawn_and_said_so() -> None:
     group.apply(V4, {NET: (route(one),)})
     huge = route(one, communities=tuple(range(1020)))
     assert told(octets(group.apply(V4, {NET: (huge,)}), two))[1] == {NET}
-    assert "no room" in group.failures[NET]
+    assert "no room" in group.failures[V4][NET]
     assert dict(group.advertised(V4, two)) == {}
     assert set(told(octets(group.apply(V4, {NET: (route(one, med=1),)}), two))[0]) == {NET}
-    assert group.failures == {}
+    assert group.failures == {V4: {}}

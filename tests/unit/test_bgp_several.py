@@ -367,11 +367,11 @@ def test_views_show_every_path() -> None:
     assert peer["capabilities"]["received"]["add_path"] == {"ipv4": "both", "ipv6": "both"}
     assert peer["prefixes"]["ipv4"]["advertised"] == 2
     assert 'bgp_peer_prefixes{peer="3",family="ipv4",kind="advertised"} 2' in metrics.text(nine, now)
-    assert any(" path " in line for line in show.lines("received", False, received))
-    assert any(" path " in line for line in show.lines("routes", False, [entry]))
+    assert any(" id " in line for line in show.lines("received", False, received))
+    assert any(" id " in line for line in show.lines("routes", False, [entry]))
     for speaker, peer_name in ((three, "9"), (nine, "3")):
         shown = [str(item) for item in views.log(speaker, peer_name, now)]
-        assert any("10.50.0.0/24 path " in item for item in shown)
+        assert any("10.50.0.0/24 id " in item for item in shown)
         assert not any("malformed" in item for item in shown)
 
 

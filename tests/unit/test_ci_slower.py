@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,22 +37,38 @@ def names(slower: ModuleType, *changed: str) -> set[str]:
 def test_what_changed_decides_what_runs(slower: ModuleType) -> None:
     assert names(slower) == set()
     assert names(slower, "docs/index.md", "README.md", "tests/unit/test_wire.py") == set()
-    for path in ("vagrant/topology.json", "scripts/vm-box", "tests/hosts/test_vagrant.py"):
+    for path in (
+        "vagrant/topology.json",
+        "scripts/vm-box",
+        "tests/hosts/test_vagrant.py",
+        "tests/hosts/vagrant-first",
+    ):
         assert names(slower, path) == {"test-vagrant"}
-    assert names(slower, "tests/hosts/test_vms.py") == {"test-vms"}
-    for path in ("packaging/deb/postinst", "netagent/agent.py", "backends/ipip.py", "bgp/fsm.py", "uv.lock"):
+    for path in ("tests/hosts/test_vms_bgp.py", "tests/support/vmlab.py"):
+        assert names(slower, path) == {"test-vms"}
+    for path in (
+        "packaging/deb/postinst",
+        "netagent/agent.py",
+        "backends/ipip.py",
+        "bgp/fsm.py",
+        "bfd/session.py",
+        "uv.lock",
+    ):
         assert names(slower, "docs/index.md", path) == {"test-vagrant", "test-vms"}
     assert names(slower, "tests/bench/bgp.py") == {"bench-bgp"}
-    # A folder is one with its slash, and a file is a whole name.
-    assert names(slower, "netagent.md", "vagrant", "uv.lock.bak") == set()
-    assert all(slower.wanted(target, None) for target in slower.TARGETS)
+    # All of the path is compared.
+    assert names(slower, "netagent.md", "docs/vagrant/x", "uv.lock.bak") == set()
+    assert {target.name for target in slower.TARGETS if slower.wanted(target, None)} == {"test-vagrant", "test-vms"}
 
 
 def test_the_paths_exist_and_the_targets_too(slower: ModuleType) -> None:
     rules = (ROOT / "Makefile").read_text()
     for target in slower.TARGETS:
         assert re.search(rf"^{target.name}:", rules, re.MULTILINE)
-        assert [path for path in target.paths if not (ROOT / path).exists()] == []
+        assert [path for path in target.paths if not list(ROOT.glob(path))] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shipped = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert [name for name in shipped if f"{name}/*" not in slower.PRODUCT] == []
 
 
 def test_what_would_not_be_done_in_time_is_not_begun(slower: ModuleType) -> None:
@@ -168,7 +185,7 @@ def at_work(
     def run(*recipes: tuple[str, str], ago: float = 300, stop: float = 2520, **fields: Any) -> tuple[int, list[str]]:
         rules = "".join(f"{name}:\n\t@{recipe}\n" for name, recipe in recipes)
         (clone / "Makefile").write_text(rules)
-        targets = [slower.Target(name, ("netagent/",), seconds=1, memory=0, disk=0, **fields) for name, _ in recipes]
+        targets = [slower.Target(name, ("netagent/*",), seconds=1, memory=0, disk=0, **fields) for name, _ in recipes]
         monkeypatch.setattr(slower, "TARGETS", targets)
         monkeypatch.setattr(slower, "STOP", stop)
         monkeypatch.setattr(sys, "argv", ["slower.py", str(time.time() - ago), "== 9 passed in 9.00s =="])
@@ -195,6 +212,17 @@ def test_one_that_fails_ends_the_run_with_its_own_line(at_work: Any) -> None:
     assert "never" not in lines
     assert lines[-2] == "  one: FAILED after 0 minutes (exit code 2)"
     assert lines[-1] == failed
+
+
+def test_a_benchmark_fails_nobody(at_work: Any, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_BASE", "HEAD~1")
+    (clone / "netagent").mkdir()
+    commit(clone, "netagent/agent.py")
+    code, lines = at_work(("one", "exit 1"), ("two", "echo on"), benchmark=True)
+    assert code == 0
+    assert "on" in lines
+    assert lines[-3].startswith("  one: exit code 2 after 0 minutes")
+    assert lines[-1] == "== 9 passed in 9.00s =="
 
 
 def test_one_that_is_cut_off_is_no_failure_and_leaves_nothing(
@@ -238,7 +266,7 @@ def test_what_did_not_change_is_not_run(at_work: Any, clone: Path, monkeypatch: 
     monkeypatch.setenv("CI_BASE", "HEAD")
     code, lines = at_work(("one", "echo never"))
     assert code == 0
-    assert lines[-2] == "  one: not needed, none of its files changed"
+    assert lines[-2] == "  one: not needed, none of its files is known to have changed"
 
 
 def test_a_machine_that_is_too_small_is_told_so(slower: ModuleType) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from bgp import metrics, views
 from bgp.connection import Close, Connect, Direction, Established, Send, Settings
+from bgp.export import Several
 from bgp.fsm import State
 from bgp.message import (
     KEEPALIVE,
+    AddPath,
     AttributeDecoder,
     Attributes,
     Capabilities,
@@ -60,15 +62,20 @@ from tests.fuzz.targets.bgp_messages import (
 OUT, IN = Direction.OUTGOING, Direction.INCOMING
 OURS, OURS6 = bytes((192, 0, 2, 1)), bytes((0xFD, 0)) + bytes(13) + b"\1"
 CAPABILITIES = Capabilities((V4, V6), graceful_restart=GracefulRestart(120))
+BOTH = AddPath.RECEIVE | AddPath.SEND
+# Several routes to a prefix, and next hops of IPv6 for IPv4.
+MORE = Capabilities((V4, V6), add_path=((V4, BOTH), (V6, BOTH)), extended_next_hop=True)
 
 # What an input of a session is made of, one octet each; 0x80 added: on the incoming connection.
 RAW, WHOLE, CONNECTED, ACCEPTED, FAILED, WAIT, OPERATOR = range(7)
 
 
-def well_formed(data: bytes) -> list[Update]:
-    """The messages that we send, read as a peer would: none may be wrong."""
+def well_formed(data: bytes, *, several: bool = False) -> list[Update]:
+    """The messages that we send, read as a peer would: none may be wrong. `several`: with all that MORE says."""
     framer, updates = Framer(), []
-    decoder = UpdateDecoder((V4, V6), AttributeDecoder(as4=True, internal=True))
+    attributes = AttributeDecoder(as4=True, internal=True)
+    identified = (V4, V6) if several else ()
+    decoder = UpdateDecoder((V4, V6), attributes, identified=identified, extended=several)
     for kind, message in framer.receive(data):
         if kind == MessageType.OPEN:
             decode_open(message)
@@ -211,11 +218,25 @@ def _speaker_seeds() -> dict[str, bytes]:
         "broken": (announced, encode_end_of_rib(V4), begins, Notification(6, 4).encode()),
         "for-good": (announced, Notification.shutdown("gone").hard().encode()),
     }
+    paths = [prefix + bytes((0, 0, 0, number)) for prefix in PREFIXES4 for number in (1, 2)]
+    over6 = PLAIN._replace(next_hop=HOP6)
+    several = {
+        "several": (
+            encode_announcement(V4, PLAIN, paths, as4=True)[0],
+            encode_announcement(V4, over6, paths[:3], as4=True)[0],
+            encode_withdrawal(V4, paths[1:4])[0],
+        ),
+        "several6": (
+            encode_announcement(V6, over6, [PREFIXES6[0] + bytes((0, 0, 0, n)) for n in (1, 2)], as4=True)[0],
+            encode_route_refresh(V6),
+            encode_withdrawal(V6, [PREFIXES6[0] + bytes((0, 0, 0, 1))])[0],
+        ),
+    }
     return {
         f"{name}-{flags}": bytes((flags,)) + b"".join(pieces(message[18], body(message)) for message in messages)
-        for some, all_flags in ((wire, (0, 1)), (restarting, (8, 9, 24)))
-        for name, messages in some.items()
-        for flags in all_flags
+        for kinds, both in ((wire, (0, 1)), (several, (8, 13)), (restarting, (32, 33, 96)))
+        for name, messages in kinds.items()
+        for flags in both
     }
 
 
@@ -229,26 +250,37 @@ def speaker(data: bytes) -> None:
     given = Input(data)
     flags = given.byte()
     asn = 65001 if flags & 1 else 65002
-    config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, OURS6)), restart_time=60 if flags & 8 else 0)
+    config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, OURS6)), restart_time=60 if flags & 32 else 0)
     restarts = Capabilities(
         (V4, V6),
         graceful_restart=GracefulRestart(60, preserved=((V4, True), (V6, True)), notification=True),
         extended_messages=True,
         enhanced_refresh=True,
-        long_lived=LongLived(((V4, True, 3600),)) if flags & 16 else None,
+        long_lived=LongLived(((V4, True, 3600),)) if flags & 64 else None,
     )
     found = Speaker(config, Random(0).random)
     limit = 8 if flags & 2 else None
-    found.add_peer(PeerConfig(HOSTILE, bytes((10, 0, 1, 1)), asn, client=bool(flags & 4), most_prefixes=limit), 0.0)
+    # The hostile one may give several routes to a prefix, and the client takes them: each, or one a next hop.
+    several = bool(flags & 8)
+    wanted = Several(by_next_hop=bool(flags & 16)) if several else None
+    more: dict[str, Any] = {"several_in": several, "extended_next_hop": several}
+    hostile = PeerConfig(
+        HOSTILE, bytes((10, 0, 1, 1)), asn, client=bool(flags & 4), most_prefixes=limit, several_out=None, **more
+    )
+    found.add_peer(hostile, 0.0)
     for octet, (name, number) in enumerate(WATCHERS.items(), 2):
-        found.add_peer(
-            PeerConfig(name, bytes((10, 0, 1, octet)), number, client=name == "client", export_policy=EVERYTHING), 0.0
-        )
+        config = PeerConfig(name, bytes((10, 0, 1, octet)), number, export_policy=EVERYTHING)
+        if name == "client":
+            config = replace(config, client=True, several_out=wanted, **more)
+        found.add_peer(config, 0.0)
     told = {name: Watcher() for name in WATCHERS}
     found.take(0.0)
     for octet, (name, number) in enumerate({HOSTILE: asn, **WATCHERS}.items(), 1):
-        hostile = name == HOSTILE and flags & 8
-        _bring_up(found, name, number, octet, restarts if hostile else Capabilities((V4, V6)))
+        restarting = name == HOSTILE and flags & 32
+        offered = restarts if restarting else Capabilities((V4, V6))
+        if several and name in (HOSTILE, "client"):
+            offered = replace(offered, add_path=MORE.add_path, extended_next_hop=MORE.extended_next_hop)
+        _bring_up(found, name, number, octet, offered)
     assert sum(isinstance(output, Established) for _, output in found.take(0.0)) == 3
     while given:
         kind, content = given.byte(), given.piece()
@@ -264,7 +296,7 @@ def speaker(data: bytes) -> None:
     json.dumps([*views.received(found, HOSTILE), *views.advertised(found, "client"), metrics.text(found, 1.0)])
     found.failed(HOSTILE, OUT, 2.0)
     _settle(found, told)
-    for now in (100.0, 5000.0, 200_000.0) if flags & 8 else ():
+    for now in (100.0, 5000.0, 200_000.0) if flags & 32 else ():
         found.expire(now)
         _settle(found, told)
     assert all(not routes for watcher in told.values() for routes in watcher.routes.values())
@@ -275,7 +307,8 @@ def _settle(found: Speaker, told: dict[str, Watcher]) -> None:
     outputs: list[tuple[str, Any]] = found.take(1.0)
     for name, output in outputs:
         if isinstance(output, Send):
-            for update in well_formed(output.data):
+            negotiated = found.peers[name].session.negotiated
+            for update in well_formed(output.data, several=bool(negotiated and negotiated.several_out)):
                 if name in told:
                     told[name].hear(update)
         assert name not in told or not isinstance(output, Close)
