@@ -302,7 +302,7 @@ class BgpService:
             config,
             random.random,
             self._metric,
-            restarting=restarting if config.restart_time else (),
+            restarting=restarting if config.restarts else (),
             deferral=DEFERRAL,
             now=loop.time(),
             dropped=dropped,

@@ -30,6 +30,8 @@ from bgp.speaker import News, PrefixLimit, Speaker
 
 log = logging.getLogger("bgp")
 
+_DEFERRAL = 120.0
+"""Seconds that we wait for our peers where only long-lived restart is configured, which says nothing of that."""
 _SAVE_AFTER = 1.0
 """Seconds from a session's coming or going until it is written down."""
 
@@ -62,7 +64,7 @@ class Daemon:
             config.speaker,
             random.random,
             restarting=before,
-            deferral=config.speaker.restart_time,
+            deferral=config.speaker.restart_time or (_DEFERRAL if config.speaker.restarts else 0.0),
             now=loop.time(),
             dropped=dropped,
         )
