@@ -43,20 +43,8 @@ class HostGw:
         return LeaseData("host-gw")
 
     def base(self, context: Context) -> Plan:
-        node = context.node
-        findings = [
-            Finding(
-                code="hostgw-public-address",
-                subject=node.name,
-                severity="error",
-                message="host-gw needs the public address to be the uplink's own: peers use it as next hop",
-                evidence=f"public {node.endpoint(family)}, on {node.uplink}: {node.local(family)}",
-                remedy="drop --public-ip, or use vxlan or udp, which work across NAT and routers",
-            )
-            for family in context.network.families
-            if node.endpoint(family) != node.local(family)
-        ]
-        return Plan((), tuple(findings))
+        remedy = "use vxlan or udp, which work across NAT and routers"
+        return Plan((), peering.translated(context, "with host-gw", remedy))
 
     def peer(self, context: Context, lease: Lease) -> Plan:
         if lease.backend != self.name:

@@ -41,6 +41,23 @@ def lacking(ours: str, kind: str, facts: Facts, module: str = "") -> Finding:
     )
 
 
+def translated(context: Context, where: str, remedy: str) -> tuple[Finding, ...]:
+    """Findings where the public address is not the uplink's own, for who needs it as next hop."""
+    node = context.node
+    return tuple(
+        Finding(
+            code="public-address-not-ours",
+            subject=node.name,
+            severity="error",
+            message=f"{where} the public address must be the uplink's own: peers use it as next hop",
+            evidence=f"public {node.endpoint(family)}, on {node.uplink}: {node.local(family)}",
+            remedy=f"drop --public-ip, or {remedy}",
+        )
+        for family in context.network.families
+        if node.endpoint(family) != node.local(family)
+    )
+
+
 def endpoint_problem(node: Node, lease: Lease, family: Family) -> Finding | None:
     """Why no packet can be sent to the peer's host in that family, or None."""
     endpoint = lease.endpoint(family)

@@ -189,10 +189,12 @@ class Speaker:
                 config = None  # it has a configuration of its own now
             if config is None:
                 self.remove_peer(name, now)
-            elif not peer.config.same_session(config):
-                self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
-            elif peer.config != config:
+            elif config is peer.config or config == peer.config:
+                continue
+            elif peer.config.same_session(config):
                 self._reconfigure(peer, config, now)
+            else:
+                self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
         for name, config in wanted.items():
             if name not in self.peers:
                 self.add_peer(config, now)

@@ -20,7 +20,7 @@ from backends.ipip import KIND, IpipBackend
 from backends.vxlan import DEFAULT_PORT as VXLAN_PORT
 from backends.vxlan import VxlanBackend
 from netagent.contract import Context, LeaseData, Options, Plan, Port, ServicePort, Tcp, Udp
-from netagent.model import Family, Finding, Lease, Link, NftElement
+from netagent.model import Family, Lease, Link, NftElement
 
 if TYPE_CHECKING:
     from backends.bgp.service import BgpService
@@ -68,20 +68,8 @@ class Bgp:
         if context.options.tunnel:
             backend, inner = tunnel(context)
             return backend.base(inner)
-        node = context.node
-        findings = [
-            Finding(
-                code="bgp-public-address",
-                subject=node.name,
-                severity="error",
-                message="without a tunnel the public address must be the uplink's own: peers use it as next hop",
-                evidence=f"public {node.endpoint(family)}, on {node.uplink}: {node.local(family)}",
-                remedy='drop --public-ip, or set "Encapsulation": "vxlan", which works across NAT and routers',
-            )
-            for family in context.network.families
-            if node.endpoint(family) != node.local(family)
-        ]
-        return Plan((), tuple(findings))
+        remedy = 'set "Encapsulation": "vxlan", which works across NAT and routers'
+        return Plan((), peering.translated(context, "without a tunnel", remedy))
 
     def peer(self, context: Context, lease: Lease) -> Plan:
         if lease.backend != self.name:

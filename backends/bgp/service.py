@@ -30,7 +30,7 @@ from backends.bgp.roles import Seen
 from backends.bgp.sessions import Peering, Secret
 from backends.bgp.ways import Ways
 from bfd.orders import Status
-from bgp.aio import Driver, Listen, SetupError, dropped
+from bgp.aio import Driver, Listen, SetupError, collect_seldom, dropped
 from bgp.connection import Down, Established
 from bgp.fsm import State
 from bgp.message import Attributes, nlri
@@ -302,7 +302,7 @@ class BgpService:
             config,
             random.random,
             self._metric,
-            restarting=restarting if config.restart_time else (),
+            restarting=restarting if config.restarts else (),
             deferral=DEFERRAL,
             now=loop.time(),
             dropped=dropped,
@@ -314,6 +314,7 @@ class BgpService:
             on_bfd=self._on_bfd,
             bfd_path=str(Path(self._port.run_dir) / BFD_SOCKET),
         )
+        collect_seldom()
         driver.start()
         if restarting:
             log.info("BGP starts again; what stands is kept until %d peers have told everything", len(restarting))

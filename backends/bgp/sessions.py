@@ -19,6 +19,7 @@ from typing import NamedTuple
 from backends.bgp import roles
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own, Router
+from bgp.bfd import Bfd
 from bgp.export import Several
 from bgp.message import Attributes
 from bgp.message import Family as Afi
@@ -133,6 +134,7 @@ def peering(
     to_nodes = _export_all(from_routers) if reflecting else OWN
     to_routers = _export_nodes(networks, announceable) if reflecting else OWN
     by_nodes = _import_nodes(networks, announceable)
+    bfd = own.bfd.settings(multihop=True)
     peers: list[PeerConfig] = []
     taken: dict[bytes, str] = {}
     for name, client in roles.partners(options, role, wanted, others).items():
@@ -142,22 +144,8 @@ def peering(
         if secret is None or place is None or place[0] in taken:
             continue
         taken[place[0]] = name
-        peers.append(
-            PeerConfig(
-                name,
-                place[0],
-                member.asn,
-                client=client,
-                hold_time=options.hold_time,
-                next_hop_self=False,
-                import_policy=by_nodes,
-                export_policy=to_nodes,
-                several_in=True,
-                several_out=EACH_WAY,
-                transport=Transport(port=options.port, local_address=place[1], password=secret, multihop=_NODE_HOPS),
-                bfd=own.bfd.settings(multihop=True),
-            )
-        )
+        transport = _transport(options.port, place[1], secret)
+        peers.append(_node(name, place[0], member.asn, client, options.hold_time, by_nodes, to_nodes, transport, bfd))
     nodes = frozenset(peer.name for peer in peers)
     for router in own.routers:
         found = _router(context, own, router, secrets, findings)
@@ -170,6 +158,40 @@ def peering(
         peers.append(replace(found, export_policy=to_routers))
     findings += _counsel(options, own, wanted, others, len(nodes))
     return Peering(tuple(peers), nodes, frozenset(peer.name for peer in peers) - nodes, tuple(findings))
+
+
+@functools.lru_cache(maxsize=16)
+def _transport(port: int, local: bytes, password: bytes) -> Transport:
+    return Transport(port=port, local_address=local, password=password, multihop=_NODE_HOPS)
+
+
+@functools.lru_cache(maxsize=8192)
+def _node(
+    name: str,
+    address: bytes,
+    asn: int,
+    client: bool,
+    hold_time: int,
+    imports: Policy,
+    exports: Policy,
+    transport: Transport,
+    bfd: Bfd | None,
+) -> PeerConfig:
+    """A node as a peer: the same object for the same node, for each change in the cluster plans all of them again."""
+    return PeerConfig(
+        name,
+        address,
+        asn,
+        client=client,
+        hold_time=hold_time,
+        next_hop_self=False,
+        import_policy=imports,
+        export_policy=exports,
+        several_in=True,
+        several_out=EACH_WAY,
+        transport=transport,
+        bfd=bfd,
+    )
 
 
 def _place(context: Context, member: Member) -> tuple[bytes, bytes] | None:

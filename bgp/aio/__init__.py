@@ -9,7 +9,8 @@ await driver.stop("maintenance")
 """
 
 from bgp.aio.driver import Driver, Listen
+from bgp.aio.memory import collect_seldom
 from bgp.aio.signatures import dropped
 from bgp.aio.sockets import SetupError
 
-__all__ = ["Driver", "Listen", "SetupError", "dropped"]
+__all__ = ["Driver", "Listen", "SetupError", "collect_seldom", "dropped"]

@@ -8,7 +8,6 @@ remembers who stood; without, it says goodbye.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 from bfd.orders import Status
 from bgp import metrics, views
-from bgp.aio import Driver, Listen, SetupError, dropped
+from bgp.aio import Driver, Listen, SetupError, collect_seldom, dropped
 from bgp.connection import Down, Established
 from bgp.daemon.config import Config, parse
 from bgp.daemon.control import ControlSocket
@@ -31,6 +30,8 @@ from bgp.speaker import News, PrefixLimit, Speaker
 
 log = logging.getLogger("bgp")
 
+_DEFERRAL = 120.0
+"""Seconds that we wait for our peers where only long-lived restart is configured, which says nothing of that."""
 _SAVE_AFTER = 1.0
 """Seconds from a session's coming or going until it is written down."""
 
@@ -63,7 +64,7 @@ class Daemon:
             config.speaker,
             random.random,
             restarting=before,
-            deferral=config.speaker.restart_time,
+            deferral=config.speaker.restart_time or (_DEFERRAL if config.speaker.restarts else 0.0),
             now=loop.time(),
             dropped=dropped,
         )
@@ -248,8 +249,7 @@ def _text(request: dict[str, Any], key: str) -> str:
 def run(path: str) -> None:
     """Run until a signal ends it. Raises ConfigError, CommandError."""
     daemon = Daemon(path)
-    # Tables are large and hold no cycles: looking through them again and again is a quarter of the work otherwise.
-    gc.set_threshold(50_000, 50, 1000)
+    collect_seldom()
     try:
         asyncio.run(daemon.run())
     except SetupError as error:

@@ -79,6 +79,7 @@ class Composer:
         self.active = active
         self.previous = previous
         self.coming = coming
+        self._bases: tuple[Base, ...] | None = None
         # What only peers may send to: ports, and devices that take packets of anybody.
         self.guarded = bool(self.ports or self.tcp_ports) or any(
             isinstance(obj, Link) and obj.tunnel is not None for base in self.base() for obj in base.plan.objects
@@ -114,6 +115,11 @@ class Composer:
 
     def base(self) -> tuple[Base, ...]:
         """The base plans. Where two want one key the active backend wins, then the coming one, then the latest."""
+        if self._bases is None:
+            self._bases = self._plan()
+        return self._bases
+
+    def _plan(self) -> tuple[Base, ...]:
         roles = [("", self.active)]
         if self.coming is not None:
             roles.append(("/coming", self.coming))

@@ -3,9 +3,9 @@
 
 Rules: nothing is installed on the machine, and root is not needed. The wheels are those of uv.lock, checked against
 its hashes, for Debian's own /usr/bin/python3; they go into a virtual environment under /opt/netagent, since
-`netagent`, `backends` and `bgp` are generic names. The same commit gives the same package, octet by octet: every time
-is that of the commit ($SOURCE_DATE_EPOCH), every owner is root. Byte code is made here and not on each host, where it
-takes a minute of a slow machine's. Standard library only.
+`netagent`, `backends`, `bgp` and `bfd` are generic names. The same commit gives the same package, octet by octet:
+every time is that of the commit ($SOURCE_DATE_EPOCH), every owner is root. Byte code is made here and not on each
+host, where it takes a minute of a slow machine's. Standard library only.
 """
 
 from __future__ import annotations

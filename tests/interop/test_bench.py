@@ -1,4 +1,4 @@
-"""`make bench-bgp` runs, with tiny numbers, so that it does not rot. Nothing here is timed."""
+"""`make bench-bgp` and `make bench-bfd` run, with tiny numbers, so that they do not rot. Nothing here is timed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import bgpload
+from tests.bench.bfd import KINDS
 from tests.bench.bgp import DAEMONS
 from tests.bench.bgp_fib import ROUTERS
 from tests.support.routers import need_daemon
@@ -37,6 +38,28 @@ def test_every_daemon_is_measured() -> None:
     rows = [line.split("|")[1].strip(" -") for line in done.stdout.splitlines() if line.startswith("|")]
     alone = ["the kernel alone, 256 metrics", "the kernel alone, one metric"]
     assert rows[2:] == [*DAEMONS, "", "", "ours", *ROUTERS, *alone]
+
+
+def test_bfd_is_measured() -> None:
+    """With each peer; whether a bar is met is not asked."""
+    for kind in KINDS.values():
+        for program in kind.programs:
+            need_daemon(program)
+    options = ["--rounds", "1", "--minutes", "0.1", "--routes", "100", "--hogs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "bfd", *options],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in done.stdout.splitlines() if "|" in line]
+    assert {("ours", kind) for kind in KINDS} <= set(rows)
+    assert ("bird", "ours") in rows
 
 
 def test_what_is_sent_is_what_must_arrive() -> None:

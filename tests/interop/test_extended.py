@@ -19,24 +19,26 @@ MANY = tuple(f"65001:{number}" for number in range(1, 1401))
 
 @pytest.mark.parametrize("theirs", [Bird, Frr])
 async def test_long_messages_both_ways(routers: Routers, theirs: type[Router]) -> None:
-    ours, other = await routers.pair(
-        (Ours, 65001),
-        (theirs, 65001),
-        networks=((Network("10.1.0.0/24", communities=MANY), Network("fd01::/64", communities=MANY)), ()),
-        extended_messages=True,
+    """Attributes of 6,000 octets from ours through theirs, which reflects, to ours."""
+    first, middle, last = (routers.site(65001) for _ in range(3))
+    first.networks = (Network("10.1.0.0/24", communities=MANY), Network("fd01::/64", communities=MANY))
+    first.peerings = (Peering(middle.address, 65001, extended_messages=True),)
+    last.peerings = (Peering(middle.address, 65001, extended_messages=True),)
+    middle.peerings = tuple(
+        Peering(site.address, 65001, client=True, extended_messages=True) for site in (first, last)
     )
-    assert isinstance(ours, Ours)
-    address = other.site.address
-    assert (await ours.view(address))["longest_message"] == 65535
-    for prefix in ("10.1.0.0/24", "fd01::/64"):
-        await other.has(prefix)
-        family = "ipv6" if ":" in prefix else "ipv4"
-        assert set((await other.routes(family))[prefix][0].communities) == set(MANY)
-    if theirs is Bird:  # FRR takes no command of that length
-        await other.announce(Network("10.2.0.0/24", communities=MANY))
-        await ours.has("10.2.0.0/24")
-        assert set((await ours.routes())["10.2.0.0/24"][0].communities) == set(MANY)
-    assert (await ours.view(address))["flaps"] == 0
+    sender, _, receiver = Ours(first), await routers.add(theirs(middle)), Ours(last)
+    for router in (sender, receiver):
+        await routers.add(router)
+        await router.established()
+        view = await router.view(middle.address)
+        assert view["longest_message"] == 65535
+    for prefix, family in (("10.1.0.0/24", "ipv4"), ("fd01::/64", "ipv6")):
+        await receiver.has(prefix)
+        (route,) = (await receiver.routes(family))[prefix]
+        assert set(route.communities) == set(MANY)
+    for router in (sender, receiver):
+        assert (await router.view(middle.address))["flaps"] == 0
 
 
 @pytest.mark.parametrize("theirs", [Bird, GoBgp])

@@ -186,7 +186,10 @@ async def test_a_notification_is_no_end(routers: Routers) -> None:
     for router, prefixes in kept.items():
         for prefix in prefixes:
             await router.lacks(prefix)
-    assert "Hard Reset" in (await other.peer(ours.site.address)).why
+    # FRR unpacks the Hard Reset, and shows what is in it.
+    assert "Cease/Administrative Shutdown" in (await other.peer(ours.site.address)).why
+    said = [entry["reason"] for entry in await ours.command("log", peer=address) if "reason" in entry]
+    assert said[-1] == "cease/hard reset (6/9): cease/administrative shutdown (6/2): for good"
 
 
 async def test_end_of_rib_for_each_family(routers: Routers) -> None:

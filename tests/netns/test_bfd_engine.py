@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.bgp.planner import BFD_SOCKET, Bgp
 from bfd import client as module
 from bfd.client import Client, end_at
 from bfd.orders import Status
@@ -294,6 +295,21 @@ async def test_nobody_comes_and_it_says_goodbye(here: None, tmp_path: Path) -> N
         await until(lambda: not other.status.up, "AdminDown")
         assert (other.status.remote_state, other.status.failures) == ("admin_down", 0)
         await until(lambda: not Path(path).exists(), "its end")
+
+
+async def test_cleanup_ends_what_outlives_the_agent(here: None, tmp_path: Path) -> None:
+    one, other = End(str(tmp_path / BFD_SOCKET)), End()
+    async with ends(one, other):
+        one.client.outlive(600)
+        one.want(Place(FAR, NEAR))
+        other.want(Place(NEAR, FAR), Timing(100_000, 100_000, 200))
+        await both_up(one, other)
+        await one.client.leave()
+        await Bgp().dismantle(tmp_path)
+        await until(lambda: not other.status.up, "AdminDown")
+        assert other.status.remote_state == "admin_down"
+        assert not list(tmp_path.iterdir())
+    await Bgp().dismantle(tmp_path)  # nobody is there
 
 
 async def test_an_owner_that_dies_is_the_end_where_nothing_is_to_outlive_it(here: None) -> None:

@@ -135,10 +135,12 @@ async def test_down_after_a_crash(made: Lab, home: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupted_on_the_way_up(home: Path, number: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "netagent", "lab", "up"), stderr=asyncio.subprocess.PIPE
+        # so many that it is not up before the signal comes
+        *(sys.executable, "-m", "netagent", "lab", "up", "--nodes", "8"),
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while b"starting etcd" not in await process.stderr.readline():
             pass
         process.send_signal(number)

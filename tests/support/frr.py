@@ -2,6 +2,7 @@
 
 Rule: it runs from an unpacked package with nothing of it on the machine. Each daemon has a mount namespace of its
 own in which /etc/group knows the group that zebra insists on, and /var/tmp, where crash logs go, is its directory.
+With the option "alone" bgpd stands without zebra: it takes every next hop for reachable, and installs nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Frr(Router):
         (self.directory / "bgpd.conf").write_text("\n".join(self._configuration()) + "\n")
         (self.directory / "bfdd.conf").write_text("\n".join(self._bfd_configuration()) + "\n")
         watched = any(peering.bfd for peering in self.site.peerings)
-        daemons = ["zebra", *(["bfdd"] if watched else []), "bgpd"]
+        alone = bool(self.site.options.get("alone"))
+        daemons = ["bgpd"] if alone else ["zebra", *(["bfdd"] if watched else []), "bgpd"]
         for daemon in daemons:
             (self.directory / f"{daemon}.vty").unlink(missing_ok=True)
         (self.directory / "zserv.api").unlink(missing_ok=True)
@@ -37,7 +39,8 @@ class Frr(Router):
                 flags += ["--bfdctl", str(self.directory / "bfdd.sock")]
             await self.spawn(
                 *(daemon, *flags, "-P", "0", "--vty_socket", str(self.directory)),
-                *("-z", str(self.directory / "zserv.api"), "-i", str(self.directory / f"{daemon}.pid")),
+                *(["--no_zebra"] if alone else ["-z", str(self.directory / "zserv.api")]),
+                *("-i", str(self.directory / f"{daemon}.pid")),
                 *("-f", str(self.directory / f"{daemon}.conf"), "--log", f"file:{self.directory}/{daemon}.log"),
                 *(("-K", "30") if daemon == "zebra" and recovering else ()),
                 mounts=((self.directory / "group", "/etc/group"), (self.directory, "/var/tmp")),

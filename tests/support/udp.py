@@ -253,6 +253,7 @@ class Ping:
     @classmethod
     async def start(cls, source: Namespace, target: str, *, count: int, interval: float = 0.01) -> Ping:
         """Returns when the first reply has come."""
+        source.run("ping", "-n", "-c", "1", "-w", f"{DEADLINE:g}", target, timeout=DEADLINE + 5)
         process = await source.spawn(
             "ping", "-n", "-i", f"{interval}", "-c", f"{count}", "-W", "1", target, stdout=asyncio.subprocess.PIPE
         )

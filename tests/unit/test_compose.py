@@ -7,6 +7,7 @@ import msgspec
 from backends.hostgw import HostGw
 from backends.udp import Udp
 from backends.vxlan import VxlanBackend
+from netagent.contract import Context, Plan
 from netagent.model import LinkFact, VxlanAttrs
 from netagent.plan.compose import Composer, Standing
 from tests.unit.test_backends import context, facts, lease
@@ -78,3 +79,16 @@ def test_a_coming_backend_has_its_base_but_no_peers() -> None:
     assert [b.owner for b in coming.base()] == ["base/vxlan", "base/host-gw/coming"]
     assert coming.peer(lease(HOSTGW)).keep
     assert coming.peer(lease(VXLAN)).backend == "vxlan"
+
+
+def test_a_base_is_planned_once() -> None:
+    planned = []
+
+    class Counting(HostGw):
+        def base(self, context: Context) -> Plan:
+            planned.append(context)
+            return super().base(context)
+
+    composer = Composer(standing(Counting()))  # without ports it is asked for already to know what is guarded
+    assert composer.base() is composer.base()
+    assert len(planned) == 1

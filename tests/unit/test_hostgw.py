@@ -39,7 +39,7 @@ def test_a_public_address_that_is_not_the_uplinks_is_refused() -> None:
     ctx = context(HOSTGW)
     assert HOSTGW.base(ctx).findings == ()
     natted = msgspec.structs.replace(ctx, node=msgspec.structs.replace(ctx.node, public_ip="203.0.113.9"))
-    assert [f.code for f in HOSTGW.base(natted).findings] == ["hostgw-public-address"]
+    assert [f.code for f in HOSTGW.base(natted).findings] == ["public-address-not-ours"]
 
 
 def test_record_and_mtu_are_flannels() -> None:

@@ -23,8 +23,11 @@ from bgp.message import (
     Family,
     Framer,
     GracefulRestart,
+    LongLived,
     MessageType,
+    Notification,
     Open,
+    RefreshKind,
     Update,
     UpdateDecoder,
     decode_notification,
@@ -185,9 +188,10 @@ HOSTILE = "hostile"
 WATCHERS = {"client": 65001, "neighbour": 65003}
 
 
-def _bring_up(speaker: Speaker, name: str, asn: int, octet: int, *, several: bool) -> None:
+def _bring_up(speaker: Speaker, name: str, asn: int, octet: int, offered: Capabilities) -> None:
+    """Without a hold time: whoever is quiet stays."""
     speaker.connected(name, 0.0)
-    hello = Open(asn, 90, bytes((10, 0, 1, octet)), MORE if several else Capabilities((V4, V6))).encode()
+    hello = Open(asn, 0, bytes((10, 0, 1, octet)), offered).encode()
     speaker.receive(name, OUT, hello + KEEPALIVE, 0.0)
 
 
@@ -205,6 +209,15 @@ def _speaker_seeds() -> dict[str, bytes]:
         "brim": (announced, brim, announced),
         "restart": (announced, OPENS["all"].encode()),
     }
+    kept = encode_announcement(V4, RICH._replace(communities=(0xFFFF0006,)), PREFIXES4[:1], as4=True)[0]
+    not_kept = encode_announcement(V4, PLAIN._replace(communities=(0xFFFF0007,)), PREFIXES4[1:], as4=True)[0]
+    begins, ends = (encode_route_refresh(V4, kind) for kind in (RefreshKind.BEGINS, RefreshKind.ENDS))
+    restarting = {
+        "away": (announced, six, not_kept, kept),
+        "again": (announced, encode_end_of_rib(V4), begins, kept, ends, encode_route_refresh(V6)),
+        "broken": (announced, encode_end_of_rib(V4), begins, Notification(6, 4).encode()),
+        "for-good": (announced, Notification.shutdown("gone").hard().encode()),
+    }
     paths = [prefix + bytes((0, 0, 0, number)) for prefix in PREFIXES4 for number in (1, 2)]
     over6 = PLAIN._replace(next_hop=HOP6)
     several = {
@@ -221,7 +234,7 @@ def _speaker_seeds() -> dict[str, bytes]:
     }
     return {
         f"{name}-{flags}": bytes((flags,)) + b"".join(pieces(message[18], body(message)) for message in messages)
-        for kinds, both in ((wire, (0, 1)), (several, (8, 13)))
+        for kinds, both in ((wire, (0, 1)), (several, (8, 13)), (restarting, (32, 33, 96)))
         for name, messages in kinds.items()
         for flags in both
     }
@@ -232,12 +245,19 @@ def speaker(data: bytes) -> None:
     """A hostile peer, a client that we reflect to, and a neighbour in another AS.
 
     What the two are told is well-formed and is what Adj-RIB-Out says; their sessions stand; when the hostile one goes
-    away, nothing of it is left anywhere. What an operator is shown of it is JSON.
+    away, nothing of it is left anywhere, in the end if it may restart. What an operator is shown of it is JSON.
     """
     given = Input(data)
     flags = given.byte()
     asn = 65001 if flags & 1 else 65002
-    config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, OURS6)), restart_time=0)
+    config = SpeakerConfig(65001, OURS, (V4, V6), ((V4, OURS), (V6, OURS6)), restart_time=60 if flags & 32 else 0)
+    restarts = Capabilities(
+        (V4, V6),
+        graceful_restart=GracefulRestart(60, preserved=((V4, True), (V6, True)), notification=True),
+        extended_messages=True,
+        enhanced_refresh=True,
+        long_lived=LongLived(((V4, True, 3600),)) if flags & 64 else None,
+    )
     found = Speaker(config, Random(0).random)
     limit = 8 if flags & 2 else None
     # The hostile one may give several routes to a prefix, and the client takes them: each, or one a next hop.
@@ -256,7 +276,11 @@ def speaker(data: bytes) -> None:
     told = {name: Watcher() for name in WATCHERS}
     found.take(0.0)
     for octet, (name, number) in enumerate({HOSTILE: asn, **WATCHERS}.items(), 1):
-        _bring_up(found, name, number, octet, several=several and name in (HOSTILE, "client"))
+        restarting = name == HOSTILE and flags & 32
+        offered = restarts if restarting else Capabilities((V4, V6))
+        if several and name in (HOSTILE, "client"):
+            offered = replace(offered, add_path=MORE.add_path, extended_next_hop=MORE.extended_next_hop)
+        _bring_up(found, name, number, octet, offered)
     assert sum(isinstance(output, Established) for _, output in found.take(0.0)) == 3
     while given:
         kind, content = given.byte(), given.piece()
@@ -272,6 +296,9 @@ def speaker(data: bytes) -> None:
     json.dumps([*views.received(found, HOSTILE), *views.advertised(found, "client"), metrics.text(found, 1.0)])
     found.failed(HOSTILE, OUT, 2.0)
     _settle(found, told)
+    for now in (100.0, 5000.0, 200_000.0) if flags & 32 else ():
+        found.expire(now)
+        _settle(found, told)
     assert all(not routes for watcher in told.values() for routes in watcher.routes.values())
     assert not any(rib.received(found.peers[HOSTILE].source) for rib in found.ribs.values())
 
