@@ -67,7 +67,7 @@ TARGETS = (
     Target(
         "test-vms",
         (*PRODUCT, *MACHINES, "scripts/vm-image", *HOSTS, "tests/hosts/test_vms*", "tests/support/*"),
-        seconds=9 * 60,
+        seconds=14 * 60,
         memory=3000,
         disk=5000,
         machines=True,
