@@ -77,4 +77,6 @@ def _subnet(text: str, version: int) -> str | None:
         net = ipaddress.ip_interface(text.strip("\"'")).network
     except ValueError:
         return None
+    if "%" in text:  # a zone: no subnet that could be leased
+        return None
     return str(net) if net.version == version and 0 < net.prefixlen < net.max_prefixlen else None
