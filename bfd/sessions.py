@@ -15,6 +15,8 @@ from typing import NamedTuple
 from bfd.packet import PacketError, State, decode_packet
 from bfd.session import SLOW, Resumed, Session, Timing
 
+PORT, MULTIHOP_PORT = 3784, 4784
+"""UDP, for one hop (RFC 5881) and for several (RFC 5883)."""
 ON_LINK_TTL = 255
 FAREWELLS = 3
 """Packets that say AdminDown, if the neighbour does not answer."""

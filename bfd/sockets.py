@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PORT = 3784
-MULTIHOP_PORT = 4784
+from bfd.sessions import MULTIHOP_PORT, PORT
+
 SOURCE_PORTS = (49152, 65535)
 
 _SO_TIMESTAMPNS = 35

@@ -54,11 +54,14 @@ def ended(before: Status | None) -> Status | None:
     )
 
 
+def over_hops(asked: bool | None, multihop: int, security_hops: int) -> bool:
+    """Whether it goes over several hops (RFC 5883): as asked, else as the BGP session does with these settings."""
+    return (multihop > 0 or security_hops > 1) if asked is None else asked
+
+
 def _place(config: PeerConfig, bfd: Bfd) -> Place:
     transport = config.transport
-    multihop = bfd.multihop
-    if multihop is None:
-        multihop = transport.multihop > 0 or transport.security_hops > 1
+    multihop = over_hops(bfd.multihop, transport.multihop, transport.security_hops)
     return Place(config.address, transport.local_address, multihop, transport.least_ttl if multihop else 0)
 
 

@@ -17,8 +17,9 @@ import msgspec
 from backends.ipip import IpipOptions
 from backends.vxlan import OVERHEAD, VxlanOptions
 from bfd.session import LEAST_INTERVAL, LONGEST_INTERVAL, Timing
+from bfd.sessions import MULTIHOP_PORT, PORT
 from bgp.bfd import DEFAULT_TIMING as DEFAULT_BFD
-from bgp.bfd import Bfd
+from bgp.bfd import Bfd, over_hops
 from bgp.message.codes import WellKnownCommunity
 from bgp.transport import NO_TCP_AO
 from netagent.contract import Options
@@ -33,7 +34,6 @@ LONGEST_RESTART = 4095  # RFC 4724: 12 bits
 LONGEST_LONG_LIVED = 0xFFFFFF  # RFC 9494: 24 bits
 ENCAPSULATIONS = ("none", "vxlan", "vxlan-cross-subnet", "ipip", "ipip-cross-subnet")
 EVERY_NODE = "*"
-PORT, MULTIHOP_PORT = 3784, 4784  # of BFD, RFC 5881 and 5883
 LEAST_BFD, LONGEST_BFD = LEAST_INTERVAL // 1000, LONGEST_INTERVAL // 1000  # milliseconds
 
 
@@ -89,7 +89,9 @@ class Router(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bfd_port(self) -> int | None:
         """Where it reaches us by BFD."""
-        return _bfd_port(self) if self.bfd.on else None
+        if not self.bfd.on:
+            return None
+        return MULTIHOP_PORT if over_hops(self.bfd.multihop, self.multihop, self.ttl_security) else PORT
 
 
 class NodeRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -345,13 +347,6 @@ def _router(reader: _Reader) -> Router:
         extended_next_hop=extended,
         bfd=reader.watch(_ROUTER_BFD) or NO_WATCH,
     )
-
-
-def _bfd_port(router: Router) -> int:
-    multihop = router.bfd.multihop
-    if multihop is None:
-        multihop = router.multihop > 0 or router.ttl_security > 1
-    return MULTIHOP_PORT if multihop else PORT
 
 
 def _announcements(reader: _Reader) -> tuple[Announcement, ...]:

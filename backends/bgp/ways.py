@@ -18,7 +18,7 @@ from backends import ipip
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions
 from backends.vxlan import device, link_local, vtep_mac
-from bgp.message.nlri import parse_address
+from bgp.message.nlri import is_host, parse_address
 from netagent.contract import Context
 from netagent.model import Family, FdbEntry, Hop, Link, Neighbour, NextHop, Object, Route, TunnelAttrs, family_of
 
@@ -47,12 +47,8 @@ class Way(NamedTuple):
         return None if self.hop is None else TUNNEL if self.member else DIRECT
 
 
-def _is_host(address: str) -> bool:
-    if ":" not in address:  # there may be many
-        first = int(address.partition(".")[0])
-        return 0 < first < 224 and first != 127
-    known = ipaddress.ip_address(address)
-    return not (known.is_multicast or known.is_loopback or known.is_unspecified or known.is_reserved)
+def _is_host(address: bytes) -> bool:
+    return is_host(address) and (len(address) == 4 or not ipaddress.IPv6Address(address).is_reserved)
 
 
 class Ways:
@@ -91,9 +87,10 @@ class Ways:
 
     def _find(self, next_hop: str) -> Way:
         network, mask = self._inside.get(family_of(next_hop), (1, 0))
-        if int.from_bytes(parse_address(next_hop), "big") & mask == network:
+        packed = parse_address(next_hop)
+        if int.from_bytes(packed, "big") & mask == network:
             return Way(problem=f"next hop {next_hop} is inside the containers' network")
-        if not _is_host(next_hop):
+        if not _is_host(packed):
             return Way(problem=f"next hop {next_hop} is no address of a host")
         member = self._behind.get(next_hop, "")
         dev = self.context.facts.on_link(next_hop)

@@ -126,6 +126,13 @@ def address(family: Family, path: bytes) -> bytes:
     return prefix_of(family, path)[1:].ljust(_BITS[family] // 8, b"\0")
 
 
+def is_host(packed: bytes) -> bool:
+    """Whether 4, 16 or 32 octets are the address of a host, and no loopback, group or nothing."""
+    if len(packed) == 4:
+        return packed[0] not in (0, 127) and packed[0] < 224
+    return packed[0] != 0xFF and packed[:16] not in (bytes(16), bytes(15) + b"\1")
+
+
 def parse_address(text: str) -> bytes:
     """An address to its 4 or 16 octets. Raises ValueError."""
     try:

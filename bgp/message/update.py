@@ -174,7 +174,7 @@ class UpdateDecoder:
             raise _lost(AttributeType.MP_REACH_NLRI, value, f"a next hop of {size} octets")
         next_hop = value[4 : 4 + size]
         prefixes = self._paths(AttributeType.MP_REACH_NLRI, family, value, 5 + size)
-        return family, next_hop if _is_host(next_hop) else b"", prefixes
+        return family, next_hop if nlri.is_host(next_hop) else b"", prefixes
 
     def _paths(self, kind: AttributeType, family: Family, value: bytes, start: int) -> list[bytes]:
         try:
@@ -184,12 +184,6 @@ class UpdateDecoder:
 
 
 _MANDATORY = ORIGIN_BIT | AS_PATH_BIT | NEXT_HOP_BIT
-
-
-def _is_host(next_hop: bytes) -> bool:
-    if len(next_hop) == 4:
-        return next_hop[0] not in (0, 127) and next_hop[0] < 224
-    return next_hop[0] != 0xFF and next_hop[:16] not in (bytes(16), bytes(15) + b"\1")
 
 
 def _missing(bits: int) -> Fault:

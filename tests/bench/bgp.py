@@ -186,7 +186,7 @@ async def run(args: argparse.Namespace) -> int:
     received: dict[tuple[str, int], Received] = {}
     reflected: dict[str, Reflected] = {}
     installed: dict[str, Fib] = {}
-    alone = [99.0, 99.0]
+    alone: dict[int, float] = {}
     for round_ in range(args.rounds):
         for name in args.daemons:
             kind = DAEMONS[name]
@@ -202,8 +202,9 @@ async def run(args: argparse.Namespace) -> int:
             one = await reflect(kind, args.routes[0], args.clients, args.rounds)
             progress(f"  {one}")
             reflected[name] = Reflected(*map(min, one, old)) if old else one
-        for metrics, at in ((1, 0), (256, 1)):
-            alone[at] = min(alone[at], bgp_fib.alone(args.routes[0], metrics=metrics))
+        for metrics in (1, bgp_fib.METRICS):
+            took = bgp_fib.alone(args.routes[0], metrics=metrics)
+            alone[metrics] = min(took, alone.get(metrics, took))
         for name in args.daemons:
             if name == bgp_fib.AGENT or name in bgp_fib.ROUTERS:
                 progress(f"{name}: {args.routes[0]:,} into the FIB ({round_ + 1} of {args.rounds})")

@@ -20,13 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.interop, pytest.mark.netns, pytest.mark.timeout(300)]
 
 
-def test_every_daemon_is_measured() -> None:
-    for kind in DAEMONS.values():
-        for program in kind.programs:
-            need_daemon(program)
-    options = ["--routes", "40", "60", "--clients", "3", "--rounds", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "bgp", *options],
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.bench", *words],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
@@ -34,6 +30,13 @@ def test_every_daemon_is_measured() -> None:
         timeout=280,
         check=False,
     )
+
+
+def test_every_daemon_is_measured() -> None:
+    for kind in DAEMONS.values():
+        for program in kind.programs:
+            need_daemon(program)
+    done = bench("bgp", "--routes", "40", "60", "--clients", "3", "--rounds", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|")[1].strip(" -") for line in done.stdout.splitlines() if line.startswith("|")]
     alone = ["the kernel alone, 256 metrics", "the kernel alone, one metric"]
@@ -45,16 +48,7 @@ def test_bfd_is_measured() -> None:
     for kind in KINDS.values():
         for program in kind.programs:
             need_daemon(program)
-    options = ["--rounds", "1", "--minutes", "0.1", "--routes", "100", "--hogs", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "bfd", *options],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = bench("bfd", "--rounds", "1", "--minutes", "0.1", "--routes", "100", "--hogs", "1")
     assert done.returncode in (0, 1), done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in done.stdout.splitlines() if "|" in line]

@@ -19,8 +19,8 @@ from bfd.client import Client, end_at
 from bfd.orders import Status
 from bfd.packet import Packet, State, decode_packet
 from bfd.session import Timing
-from bfd.sessions import Place, Wanted
-from bfd.sockets import MULTIHOP_PORT, PORT, Receiver, SocketError, sender
+from bfd.sessions import MULTIHOP_PORT, PORT, Place, Wanted
+from bfd.sockets import Receiver, SocketError, sender
 from tests.support.netns import Namespaces
 
 pytestmark = [pytest.mark.netns]
