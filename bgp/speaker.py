@@ -16,7 +16,7 @@ Graceful restart (RFC 4724) works both ways: a peer's is in stale.py, our own in
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bgp.advertising import Advertising
@@ -50,12 +50,13 @@ from bgp.message import (
 from bgp.message.nlri import prefix_of
 from bgp.own import OwnPrefixes
 from bgp.peer import Peer, PeerConfig, SpeakerConfig, capabilities, session_settings
-from bgp.ranges import PeerRange, range_of
+from bgp.peers import Peers
+from bgp.ranges import PeerRange
 from bgp.rib import Chosen, Rib
 from bgp.route import Kind, Source
 from bgp.session import Session
 from bgp.stale import Stale
-from bgp.transport import Dropped, Transport
+from bgp.transport import Dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,7 @@ class Speaker:
     ) -> None:
         self.config = config
         self.dropped = dropped
-        self.peers: dict[str, Peer] = {}
-        self.ranges: tuple[PeerRange, ...] = ()
+        self.peers = Peers()
         self.ribs = {family: Rib(family, metric, config.paths) for family in config.families}
         self.advertising = Advertising(self.ribs, self._send)
         self.own = OwnPrefixes(config.families)
@@ -119,10 +119,8 @@ class Speaker:
         self._outputs: list[Told] = []
         self._changes: dict[Family, dict[bytes, Chosen]] = {family: {} for family in config.families}
         self._decoders: dict[tuple[bool, bool], AttributeDecoder] = {}
-        self._peers_of: dict[Source, Peer] = {}
-        self._judging = Judging(self.ribs, self._peers_of)
+        self._judging = Judging(self.ribs, self.peers.by_source)
         self._stale = Stale(self.ribs, self._judging)
-        self._by_address: dict[bytes, str] = {}
         self._joining: dict[str, None] = {}
         self._leaving: dict[str, None] = {}
         self._sent_to: dict[str, None] = {}
@@ -141,8 +139,7 @@ class Speaker:
         peer = Peer(self.config, config, Session(settings, self._random, self._decoder), self.own)
         peer.within = within
         self.version += 1
-        self.peers[config.name] = self._peers_of[peer.source] = peer
-        self._by_address.setdefault(config.address, config.name)
+        self.peers.add(peer)
         peer.since = now
         peer.dropped_before = self.dropped()
         if config.shutdown is None:
@@ -160,11 +157,7 @@ class Speaker:
         self._no_longer_awaited(name)
         self._sent_to.pop(name, None)
         self._leaving.pop(name, None)
-        del self.peers[name], self._peers_of[peer.source]
-        if self._by_address.get(peer.config.address) == name:
-            del self._by_address[peer.config.address]
-            for other in self.peers.values():
-                self._by_address.setdefault(other.config.address, other.name)
+        self.peers.remove(peer)
 
     def set_peers(self, configs: Iterable[PeerConfig], now: float, ranges: Iterable[PeerRange] = ()) -> None:
         """Make the peers these, those of the ranges, and no others.
@@ -172,32 +165,18 @@ class Speaker:
         Only sessions whose own settings have changed are begun anew.
         """
         self._now = now
-        self.ranges = tuple(ranges)
+        self.peers.ranges = tuple(ranges)
         self.version += 1
-        wanted = {config.name: config for config in configs}
-        addresses = {config.address for config in wanted.values()}
-        known = {each.name: each for each in self.ranges}
-        for name, peer in list(self.peers.items()):
-            config = wanted.get(name)
-            address = peer.config.address
-            if peer.within is not None and address not in addresses:
-                within = known.get(peer.within.name)
-                config = None
-                if within is not None and range_of(self.ranges, address) is within:
-                    peer.within, config = within, within.member(address)
-            elif peer.within is not None:
-                config = None  # it has a configuration of its own now
-            if config is None:
-                self.remove_peer(name, now)
-            elif config is peer.config or config == peer.config:
-                continue
-            elif peer.config.same_session(config):
-                self._reconfigure(peer, config, now)
-            else:
-                self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
-        for name, config in wanted.items():
-            if name not in self.peers:
-                self.add_peer(config, now)
+        difference = self.peers.compared(configs, self.peers.ranges)
+        for name in difference.gone:
+            self.remove_peer(name, now)
+        for name in difference.anew:
+            self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
+        for peer, config, within in difference.other:
+            peer.within = within
+            self._reconfigure(peer, config, now)
+        for config in difference.new:
+            self.add_peer(config, now)
 
     def set_config(self, config: SpeakerConfig, now: float) -> None:
         """Other settings for the speaker; sessions stand. Raises LocalError for what cannot change under them."""
@@ -281,17 +260,11 @@ class Speaker:
 
     def incoming(self, address: bytes, now: float) -> str | None:
         """The name of the peer that may connect from this address, one of a range among them; None: nobody may."""
-        name = self._by_address.get(address)
-        if name is not None:
-            return name
-        within = range_of(self.ranges, address)
-        if within is None:
-            return None
-        config = within.member(address)
-        members = sum(peer.within is not None and peer.within.name == within.name for peer in self.peers.values())
-        if members >= within.limit or config.name in self.peers:
-            return None
-        return self._add(config, now, within).name
+        name = self.peers.at(address)
+        if name is None and (invited := self.peers.invited(address)):
+            config, within = invited
+            return self._add(config, now, within).name
+        return name
 
     def accepted(self, name: str, now: float, local: bytes = b"") -> bool:
         """A peer has connected, to our address `local`.
@@ -373,14 +346,6 @@ class Speaker:
         """The peer has read: it is told what has changed meanwhile."""
         if peer := self.peers.get(name):
             self.advertising.release(peer.source)
-
-    def transports(self) -> Iterator[tuple[bytes, int | None, Transport]]:
-        """For the listening sockets: each peer's address, None, transport; a range's address, length, transport."""
-        for peer in self.peers.values():
-            if peer.within is None:
-                yield peer.config.address, None, peer.config.transport
-        for each in self.ranges:
-            yield each.template.address, each.prefix[0], each.template.transport
 
     @property
     def deferring(self) -> bool:
@@ -583,7 +548,7 @@ class Speaker:
                 self.advertising.tell(family, changes, decided)
 
     def _send(self, member: Source, data: bytes, count: int) -> None:
-        peer = self._peers_of[member]
+        peer = self.peers.by_source[member]
         peer.session.send(data)
         peer.session.recorder.say(data, count, self._now)
         self._sent_to[peer.name] = None

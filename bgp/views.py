@@ -50,7 +50,7 @@ def summary(speaker: Speaker) -> dict[str, Any]:
                 "peers": sum(peer.within is not None and peer.within.name == each.name for peer in peers),
                 "limit": each.limit,
             }
-            for each in speaker.ranges
+            for each in speaker.peers.ranges
         ],
     }
 

@@ -113,7 +113,7 @@ class Driver:
         self._listeners.close()
         self.listen = tuple(listen)
         self._listeners.open((each.address, each.port) for each in self.listen)
-        self._listeners.know(self.speaker.transports())
+        self._listeners.know(self.speaker.peers.transports())
 
     def wake(self) -> None:
         """Something was asked of the speaker: carry it out, soon. Raises SetupError for keys that cannot be set.
@@ -127,7 +127,7 @@ class Driver:
     def _know(self) -> None:
         """Tell the listeners what the peers demand of them, where that may have changed."""
         if self._known != self.speaker.version:
-            self._listeners.know(self.speaker.transports())
+            self._listeners.know(self.speaker.peers.transports())
             self._known = self.speaker.version
 
     async def stop(self, text: str | None = None) -> None:
