@@ -2,6 +2,7 @@
 
     python -m tests.bench bgp-scale [--nodes 1000] [--reflectors 4] [--mesh 25,50,100]
 
+Nodes tell each other of several ways to a prefix and use 16 at once, as those of the backend `bgp` do.
 Rule: no socket and no clock: messages take 1 to 20 ms, and time jumps from event to event. So sessions, messages and
 octets are exact, seconds until all know all are the protocol's own (connections, OPENs, delays), and CPU seconds are
 those of all nodes together; a node's share is printed beside them.
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from backends.bgp.sessions import EACH_WAY
 from bgp.message import Family
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.speaker import Speaker
@@ -84,7 +86,7 @@ def simulate(pairs: Sequence[tuple[int, int, bool]], seed: int = 0) -> Outcome:
     numbers = sorted({one for one, _, _ in pairs})
     speakers: dict[int, Speaker] = {}
     for number in numbers:
-        config = SpeakerConfig(ASN, address(number), (V4,), ((V4, address(number)),), restart_time=0)
+        config = SpeakerConfig(ASN, address(number), (V4,), ((V4, address(number)),), paths=16, restart_time=0)
         speakers[number] = Speaker(config, random, now=network.now)
         speakers[number].originate(V4, prefix(number))
         network.add(str(number), speakers[number])
@@ -92,7 +94,16 @@ def simulate(pairs: Sequence[tuple[int, int, bool]], seed: int = 0) -> Outcome:
     for one, two, client in pairs:
         # Of two nodes one connects: the client to its reflector, in a mesh the one with the lower number.
         passive = one in reflecting if (one in reflecting) is not (two in reflecting) else one > two
-        peer = PeerConfig(str(two), address(two), ASN, client=client, passive=passive, hold_time=HOLD_TIME)
+        peer = PeerConfig(
+            str(two),
+            address(two),
+            ASN,
+            client=client,
+            passive=passive,
+            hold_time=HOLD_TIME,
+            several_in=True,
+            several_out=EACH_WAY,
+        )
         speakers[one].add_peer(peer, network.now)
     began = network.now
     count = len(numbers)
