@@ -16,6 +16,7 @@ from netagent.lab.lab import Lab
 from netagent.lab.node import Node
 from netagent.model import Finding
 from netagent.status import Status
+from tests.support.firewalls import firewall_cmd
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd]
 
@@ -147,19 +148,7 @@ async def reached(lab: Lab) -> None:
 
 async def test_integration_with_firewalld(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in keeps the sources of zone trusted in a file, as firewalld does in its memory."""
-    sources = tmp_path / "sources"
-    sources.write_text("")
-    command = tmp_path / "firewall-cmd"
-    command.write_text(
-        f"""#!/bin/sh
-for word; do case $word in
-  --add-source=*) echo "${{word#*=}}" >> {sources};;
-  --remove-source=*) grep -vxF "${{word#*=}}" {sources} > {sources}.new; mv {sources}.new {sources};;
-  --query-source=*) grep -qxF "${{word#*=}}" {sources};;
-esac; done
-"""
-    )
-    command.chmod(0o755)
+    sources = firewall_cmd(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     async with Lab(nodes=1, backend="vxlan", extra=("--firewall-integrate",)) as lab:
         await lab.ready(attach=False)
