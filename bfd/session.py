@@ -16,10 +16,11 @@ from bfd.packet import Diag, Packet, State
 
 SLOW = 1_000_000
 """Microseconds: nothing is sent more often than that until a session is Up (section 6.8.3)."""
-GAP = 0.010
-"""Seconds between two packets at least, whatever asks for one: nobody makes us send faster (section 6.8.7)."""
 LEAST_INTERVAL = 10_000
-"""Microseconds: what we offer is never shorter, as the limit above demands."""
+"""Microseconds: what we offer is never shorter."""
+GAP = 0.75 * LEAST_INTERVAL / 1e6
+"""Seconds between two packets at least, whatever asks for one: that interval less the jitter that it is to have
+(section 6.8.7). So nobody makes us send faster."""
 LONGEST_INTERVAL = 60_000_000
 
 

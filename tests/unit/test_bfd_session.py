@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bfd.packet import Diag, Packet, State, decode_packet
-from bfd.session import GAP, SLOW, Resumed, Session, Timing
+from bfd.session import GAP, LEAST_INTERVAL, SLOW, Resumed, Session, Timing
 from tests.support.bfd import FAST, Two
 
 ADMIN_DOWN, DOWN, INIT, UP = State
@@ -163,7 +163,16 @@ def test_a_new_state_is_told_at_once_but_never_in_a_burst() -> None:
         now = 2.0 + number * 0.001
         one.receive(heard(UP, poll=True), now)
         sent(one, now)
-    assert 9 <= one.sent - before <= 12  # GAP is 10 ms
+    assert 9 <= one.sent - before <= 1 + 0.1 / GAP
+
+
+@pytest.mark.parametrize(("multiplier", "random", "gap"), [(3, 0.0, 0.0075), (3, 1.0, 0.010), (1, 1.0, 0.009)])
+def test_the_shortest_interval_has_its_jitter_and_no_more(multiplier: int, random: float, gap: float) -> None:
+    timing = Timing(LEAST_INTERVAL, LEAST_INTERVAL, multiplier)
+    one = up(timing, random, required_rx=LEAST_INTERVAL, desired_tx=LEAST_INTERVAL)
+    (before, _), (after, _) = packet_at(one), packet_at(one)
+    assert after - before == pytest.approx(gap)
+    assert after - before >= GAP * 0.999
 
 
 # ------------------------------------------------------------------------------------------------ polls (6.5, 6.8.3)

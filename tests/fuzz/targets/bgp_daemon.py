@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from backends.bgp.sessions import read_secret
+from bgp.aio.liveness import Liveness
 from bgp.connection import Direction
 from bgp.daemon.config import parse
 from bgp.daemon.control import ControlSocket
@@ -105,7 +106,8 @@ class _Daemon(Daemon):
     def __init__(self) -> None:
         config = SpeakerConfig(65001, bytes((192, 0, 2, 1)), (V4, V6))
         self.speaker = Speaker(config, Random(0).random)
-        self.driver = SimpleNamespace(now=lambda: 1.0, wake=lambda: None)  # type: ignore[assignment]
+        liveness = Liveness(self.speaker, lambda: 1.0, lambda _: (), lambda: None, lambda *_: None)
+        self.driver = SimpleNamespace(now=lambda: 1.0, wake=lambda: None, liveness=liveness)  # type: ignore[assignment]
         self.speaker.add_peer(PeerConfig("tor", nlri.parse_address("10.0.1.1"), 65002), 0.0)
         self.speaker.add_peer(PeerConfig("other", nlri.parse_address("10.0.1.2"), 65003), 0.0)
         self.speaker.connected("tor", 0.0)
@@ -143,7 +145,10 @@ class _Writer:
             "log": {"command": "log", "peer": "10.0.1.1"},
             "reset": {"command": "reset-peer", "peer": "tor", "text": "so \u00fc"},
             "stop": {"command": "shutdown-peer", "peer": "tor", "text": "x" * 300},
+            "start": {"command": "start-peer", "peer": "tor"},
             "refresh": {"command": "refresh-peer", "peer": "other"},
+            "summary": {"command": "summary"},
+            "metrics": {"command": "metrics"},
             "reload": {"command": "reload"},
         }.items()
     },
