@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bfd.packet import Packet, State
-from bfd.session import GAP, Timing
+from bfd.session import GAP, LEAST_INTERVAL, Timing
 from tests.support.bfd import Two
 
 timings = st.builds(
     Timing,
-    st.sampled_from((50_000, 100_000, 300_000, 2_000_000)),
-    st.integers(50_000, 1_000_000),
+    st.sampled_from((LEAST_INTERVAL, 50_000, 100_000, 300_000, 2_000_000)),
+    st.sampled_from((LEAST_INTERVAL, 70_000)) | st.integers(50_000, 1_000_000),
     st.integers(1, 6),
 )
 
