@@ -193,7 +193,7 @@ async def route_is(lab: Lab, node: Node, dst: str) -> None:
 
 
 async def test_a_foreign_route_in_the_way_stays_and_is_told() -> None:
-    async with Lab(nodes=2, backend="vxlan") as lab:
+    async with Lab(nodes=2, backend="vxlan", config={"SubnetMin": "10.5.100.0"}) as lab:  # no agent leases 10.5.77.0
         await lab.ready()
         new = await lab.add_node(agent=False)
         await lab["h1"].ip("route add 10.5.77.0/24 via 192.168.50.1")

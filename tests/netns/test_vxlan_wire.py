@@ -81,7 +81,7 @@ def test_the_frame_is_rebuilt_as_it_was_captured() -> None:
 @pytest.fixture
 async def lab() -> AsyncIterator[Lab]:
     """h1 with an agent, h2 with nothing but an address."""
-    async with Lab(nodes=1, backend="vxlan") as lab:
+    async with Lab(nodes=1, backend="vxlan", config={"SubnetMin": "10.5.100.0"}) as lab:  # and so never PEER_SUBNET
         await lab.add_node(agent=False)
         yield lab
 
