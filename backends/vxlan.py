@@ -77,6 +77,12 @@ def vtep_mac(node_id: str, vni: int, family: Family) -> str:
     return digest.hex(":")
 
 
+@functools.cache
+def _own_macs(node_id: str, vni: int) -> frozenset[str]:
+    """The MACs of the node's devices: no peer's frames may go to one, in whichever family its record has it."""
+    return frozenset((vtep_mac(node_id, vni, 4), vtep_mac(node_id, vni, 6)))
+
+
 def device(vni: int, family: Family) -> str:
     """Name of the VXLAN device. The dash keeps VNI 1 over IPv6 apart from VNI 61 over IPv4."""
     return f"na-vx{vni}" if family == 4 else f"na-vx6-{vni}"
@@ -206,7 +212,7 @@ class VxlanBackend:
                 remedy="restart the agent on the node that did not follow the network's configuration",
             )
         mac = vtep.mac.lower()
-        if mac == vtep_mac(context.node.id, options.vni, family):
+        if mac in _own_macs(context.node.id, options.vni):
             return Finding(
                 code="vxlan-same-mac",
                 subject=lease.key,

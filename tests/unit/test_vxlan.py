@@ -11,6 +11,7 @@ from backends.vxlan import VxlanBackend, device, vtep_mac
 from netagent.errors import ConfigError
 from netagent.model import (
     Address,
+    Family,
     FdbEntry,
     Hop,
     LinkFact,
@@ -101,8 +102,10 @@ def test_another_vni_is_a_finding() -> None:
     assert codes(plan) == ["vxlan-other-vni"]
 
 
-def test_our_own_mac_is_a_finding() -> None:
-    mac = vtep_mac("0" * 32, 1, 4)
+@pytest.mark.parametrize("family", [4, 6])
+def test_our_own_mac_is_a_finding(family: Family) -> None:
+    """In either family: a record may have them exchanged."""
+    mac = vtep_mac("0" * 32, 1, family)
     plan = VXLAN.peer(context(VXLAN), msgspec.structs.replace(PEER, data=b'{"VNI":1,"VtepMAC":"%s"}' % mac.encode()))
     assert (plan.objects, codes(plan)) == ((), ["vxlan-same-mac"])
 
