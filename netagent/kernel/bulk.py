@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netagent.errors import KernelError
 from netagent.kernel.base import Failure, Op
@@ -343,6 +343,33 @@ class Bulk:
             and not route.flags & routes.FLAG_CLONED
             and (not protocol or route.protocol == protocol)
         ]
+
+    def outranking(self) -> list[str]:
+        """Routes of others that win over one of ours to the same destination, as `ip route` would print them."""
+        found: list[str] = []
+        for family in (AF_INET, AF_INET6):
+            ranks = {
+                routes.destination(dst): rank
+                for _, dst, metric in self._ours.keys["route"]
+                if (AF_INET6 if ":" in dst else AF_INET) == family and (rank := routes.rank(family, metric))
+            }
+            if ranks:
+                found += map(self._describe, self._dump_outranking(family, ranks))
+        return found
+
+    def _dump_outranking(self, family: int, ranks: Mapping[tuple[int, bytes], int]) -> list[routes.RouteMessage]:
+        """`ranks`: of our routes, by length and packed destination. Others may have very many: few are decoded."""
+
+        def decode(data: bytes, start: int, end: int) -> routes.RouteMessage | None:
+            if routes.protocol_of(data, start, end) == self._protocol:
+                return None
+            ours = ranks.get(routes.destination_of(data, start, end))
+            route = None if ours is None else routes.decode(data, start, end)
+            if route is None or ours is None or route.table != routes.TABLE_MAIN or route.flags & routes.FLAG_CLONED:
+                return None
+            return route if routes.rank(family, route.metric) < ours else None
+
+        return self._netlink.dump_table(routes.dump(family), routes.NEWROUTE, decode)
 
     def _route(self, found: routes.RouteMessage) -> Route | None:
         """None: it only carries our number, or its device has just gone."""

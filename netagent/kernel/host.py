@@ -17,7 +17,7 @@ from typing import Protocol
 
 from netagent.config import Settings
 from netagent.errors import KernelError
-from netagent.kernel import foreign, networkd, tun
+from netagent.kernel import foreign, networkd, precedence, tun
 from netagent.kernel.addresses import Addresses
 from netagent.kernel.base import Change, Failure, Op
 from netagent.kernel.bulk import KINDS as BULK
@@ -252,6 +252,10 @@ class LinuxHost:
         """Devices that routes of ours have named since this was made."""
         return set(self._ours.route_devices)
 
+    def outranking(self) -> list[str]:
+        """Routes of others that win over one of ours to the same prefix, as `ip route` prints them."""
+        return self._bulk.outranking()
+
     def places(self) -> list[tuple[str, Family]]:
         """Where other tools take an accept of ours now, with the family."""
         return [] if self._places is None else self._places.found()
@@ -296,6 +300,7 @@ def open_host(settings: Settings) -> LinuxHost:
     def inspect(prefixes: Sequence[str], inbound: Sequence[Inbound], host: LinuxHost) -> list[Finding]:
         found = foreign.inspect(firewall, prefixes, inbound, host.own_devices(), host.route_to)
         found += networkd.inspect(host.links(), host.own_devices(), host.route_devices())
+        found += precedence.findings(host.outranking())
         return [journal.finding, *found] if journal.finding is not None else found
 
     return LinuxHost(

@@ -212,6 +212,23 @@ async def test_a_foreign_route_in_the_way_stays_and_is_told() -> None:
         await route_is(lab, lab["h1"], "10.5.77.0/24")
 
 
+async def test_a_foreign_route_that_wins_over_ours_is_told() -> None:
+    """Routes learnt by BGP have a metric, and one added by hand has none: both stand."""
+    async with Lab(nodes=2, backend="bgp") as lab:
+        await lab.ready()
+        there = lab["h2"].subnet_env()["FLANNEL_SUBNET"].replace(".1/24", ".0/24")
+        await lab["h1"].ip(f"route add {there} via 192.168.50.12 proto static")
+        await lab["h1"].restart_agent()  # it looks around once a minute, and when it starts
+        await lab.ready(attach=False)
+
+        async def told() -> str:
+            found = {f.code: f.evidence for f in (await lab["h1"].status()).findings}
+            return "" if f"{there} via 192.168.50.12" in found.get("foreign-route-wins", "") else f"findings: {found}"
+
+        await lab.until(told, "the foreign route is told", 20)
+        assert (await lab.ping()).ok
+
+
 async def test_routes_of_others_with_our_number_are_left_alone() -> None:
     """Only mark and device together make a route ours."""
     async with Lab(nodes=2, backend="vxlan") as lab:

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 
+import msgspec
 import pytest
 
 from netagent.kernel import events
@@ -154,6 +155,28 @@ def test_ours_behind_a_foreign_one_of_the_same_metric_is_never_replaced_through_
     assert "192.168.50.77" in bench.ip("route show 10.5.82.0/24")
     bench.delete(PLAIN)
     assert bench.ip("route show 10.5.82.0/24").split()[2] == "192.168.50.77"
+
+
+def test_routes_that_win_over_ours_are_told(bench: Bench) -> None:
+    """Only those: another prefix, another length, another table or a higher metric takes nothing from ours."""
+    six = Route("fd05:0:0:82::/64", (Hop("eth0", "fd50::12"),))
+    bench.put(msgspec.structs.replace(PLAIN, metric=300), six)
+    assert bench.host.outranking() == []
+    for harmless in (
+        "10.5.82.0/24 via 192.168.50.77 metric 301",
+        "10.5.82.0/25 via 192.168.50.77",
+        "10.5.83.0/24 via 192.168.50.77",
+        "10.5.82.0/24 via 192.168.50.77 table 100",
+        "default via 192.168.50.77",
+    ):
+        bench.ip(f"route add {harmless}")
+    assert bench.host.outranking() == []
+    bench.ip("route add 10.5.82.0/24 via 192.168.50.77 proto static")
+    bench.ip("-6 route add fd05:0:0:82::/64 via fd50::77 metric 9")
+    assert bench.host.outranking() == [
+        "10.5.82.0/24 via 192.168.50.77 dev eth0 proto static",
+        "fd05:0:0:82::/64 via fd50::77 dev eth0 proto boot metric 9",
+    ]
 
 
 def test_many_replacements_at_once_spare_a_foreign_route_among_them(bench: Bench) -> None:

@@ -19,6 +19,7 @@ DECODERS: tuple[Callable[[bytes, int, int], object], ...] = (
     routes.decode,
     routes.protocol_of,
     routes.is_default_or_direct,
+    routes.destination_of,
     nexthops.decode,
     neighbours.decode,
     netconf.decode,

@@ -219,6 +219,24 @@ def is_default_or_direct(data: bytes, start: int, end: int) -> bool:
     )
 
 
+def destination_of(data: bytes, start: int, end: int) -> tuple[int, bytes]:
+    """Prefix length and packed destination (empty for a default route), by a look at few bytes."""
+    if end - start < _RTMSG.size:
+        return 0, b""
+    return data[start + 1], attributes(data, start + _RTMSG.size, end).get(_DST, b"")
+
+
+def destination(dst: str) -> tuple[int, bytes]:
+    """The same of a prefix in text."""
+    address, _, length = dst.partition("/")
+    return int(length), inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+
+
+def rank(family: int, metric: int) -> int:
+    """What the kernel compares of two routes to a prefix, the lower wins: the metric, IPv6's 0 being 1024."""
+    return DEFAULT_METRIC6 if family == AF_INET6 and metric == 0 else metric
+
+
 def decode(data: bytes, start: int, end: int) -> RouteMessage | None:
     """A route of a dump or of a notification."""
     if end - start < _RTMSG.size:

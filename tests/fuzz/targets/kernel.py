@@ -84,6 +84,7 @@ def netlink(data: bytes) -> None:
         assert value == decode(data[:end] + b"\xff" * 64, start, end)  # nothing behind the message is looked at
         routes.protocol_of(data, start, end)
         routes.is_default_or_direct(data, start, end)
+        routes.destination_of(data, start, end)
         if isinstance(value, routes.RouteMessage):
             address, _, length = value.dst.partition("/")
             assert (ipaddress.ip_address(address).version == 4) == (value.family == message.AF_INET)
