@@ -432,6 +432,7 @@ class Agent:
         yield from self.leasing.findings
         yield from self.reconciler.findings()
         yield from self.planning.findings
+        yield from self.planning.waiting()
         for runner in self.planning.runners.values():
             yield from runner.port.findings
         for state in self.planning.states.values():

@@ -1,10 +1,11 @@
 """From backends and leases to the reconciler: which backends stand, what each peer gets, which services run.
 
 Rules: a new backend (or new options of the same) first comes: its base objects and its service are made beside the
-active one; when they stand it is promoted, and only then do peers move and does our lease announce it. One that was
-active stays as a previous one while some peer is reached by it, and some seconds more. A peer that moves to a
-backend with a service is told to the service first, and its route follows when the service has it. So a change of
-backend drops no packet, in whatever order the nodes follow, and however many changes follow each other.
+active one; when they stand it is promoted, and only then do peers move and does our lease announce it. One whose
+devices this host cannot make is not promoted until it can. One that was active stays as a previous one while some
+peer is reached by it, and some seconds more. A peer that moves to a backend with a service is told to the service
+first, and its route follows when the service has it. So a change of backend drops no packet, in whatever order the
+nodes follow, and however many changes follow each other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -82,12 +83,15 @@ class Planning:
         if self._use is None:
             self._use = wanted
         elif wanted == self._use:
-            self._coming = None
+            self._come(None)
         elif wanted != self._coming:
-            self._coming = wanted
-            if self._promotion is not None:
-                self._promotion.cancel()
+            self._come(wanted)
             self._promotion = self._background(self._promote(wanted), f"promote {backend.name}")
+
+    def _come(self, coming: Use | None) -> None:
+        self._coming = coming
+        if self._promotion is not None:
+            self._promotion.cancel()
 
     async def _promote(self, coming: Use) -> None:
         """Make the coming backend the active one, once its base and its service stand."""
@@ -98,12 +102,42 @@ class Planning:
                 runner = self.runners.get(coming.backend.name)
                 if runner is not None:
                     await runner.settled()
+        while self._coming == coming and self._hindered():
+            self._reconciler.applied.clear()
+            await self._reconciler.applied.wait()
         if self._coming == coming:
             log.info("%s stands and takes over", coming.backend.name)
             earlier = (self._use, *self._previous) if self._use is not None else self._previous
             self._previous = tuple(use for use in earlier if use != coming)
             self._use, self._coming = coming, None
             self._promoted()
+
+    def _hindered(self) -> bool:
+        """Whether the coming backend has nothing to stand on while the active one has. That one carries the traffic
+        meanwhile, and peers that have changed keep their way by it as long as our lease announces it."""
+        composer = self.composer
+        if composer is None or composer.coming is None:
+            return False
+        active, coming, *_ = composer.base()
+        return self._lacks_ground(coming) and not self._lacks_ground(active)
+
+    def _lacks_ground(self, base: compose.Base) -> bool:
+        """Whether a device of a backend was refused, by the kernel or, its place being taken, by the plan."""
+        refused = (obj for obj in base.plan.objects if isinstance(obj, Link) and self._reconciler.failure(obj.key))
+        return any(refused) or any(finding.severity == "error" for finding in base.plan.findings)
+
+    def waiting(self) -> Iterator[Finding]:
+        """That the network's backend is not in force here."""
+        if self._coming is not None and self._use is not None and self._hindered():
+            came, stays = self._coming.backend.name, self._use.backend.name
+            yield Finding(
+                code="backend-waits",
+                subject=came,
+                severity="error",
+                message=f"the network is to use {came}, which cannot be set up here: this node stays with {stays}",
+                evidence=f"its lease goes on announcing {stays}; hosts that join with {came} have no path to it",
+                remedy=f"the other findings say what {came} lacks; it takes over by itself once that is mended",
+            )
 
     def _consider_retirement(self) -> None:
         """A previous backend that no peer is reached by any more goes, a while later."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import pytest
 
 from netagent.errors import AgentUnavailable
 from netagent.lab.lab import Lab
+from netagent.planning import RETIRE_AFTER
 from tests.support.netns import lacks_device
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd]
@@ -42,3 +46,57 @@ async def test_ipip_where_the_kernel_has_none() -> None:
             return "still told" if "kernel-lacks-device" in findings else ""
 
         await lab.until(gone, "nothing is lacking any more", 20)
+
+
+async def test_a_change_to_a_backend_that_the_kernel_lacks_takes_no_traffic_away() -> None:
+    """h1 lacks the device (a foreign one has its place, as after flannel), h2 does not and changes."""
+    async with Lab(nodes=2, backend="host-gw") as lab:
+        await lab.ready()
+        one = lab["h1"]
+        await one.ip("link add flannel.1 type vxlan id 1 dstport 8472 local 192.168.50.11 dev eth0")
+        async with lab.flow() as flow:
+            await lab.set_backend("vxlan")
+
+            async def told() -> str:
+                found = {f.code for f in (await one.status()).findings}
+                return "" if {"backend-waits", "vxlan-vni-taken"} <= found else f"{found}"
+
+            await lab.until(told, "h1 says that it stays", 20)
+
+            async def changed() -> str:
+                leases = await lab.etcd.leases()
+                kinds = sorted(json.loads(value)["BackendType"] for value in leases.values())
+                return "" if kinds == ["host-gw", "vxlan"] else f"{kinds}"
+
+            await lab.until(changed, "h2 has changed, and h1 announces what it had", 20)
+            assert (await one.status()).verdict.ready
+            # Longer than a previous backend stays that nobody uses.
+            await asyncio.sleep(RETIRE_AFTER + 1)
+            assert (await lab.ping()).ok
+            await one.ip("link del flannel.1")
+            await lab.ready(backend="vxlan")
+        assert flow.lost == 0, flow
+        assert "backend-waits" not in {f.code for f in (await one.status()).findings}
+
+
+async def test_a_change_that_waits_can_be_taken_back() -> None:
+    if not lacks_device("ipip"):
+        pytest.skip("this kernel makes ipip devices: the VMs' tests block the module")
+    async with Lab(nodes=2, backend="vxlan") as lab:
+        await lab.ready()
+        async with lab.flow() as flow:
+            await lab.set_backend("ipip")
+
+            async def told() -> str:
+                lacks = [{f.code for f in (await node.status()).findings} for node in lab.nodes.values()]
+                return "" if all({"backend-waits", "kernel-lacks-device"} <= found for found in lacks) else f"{lacks}"
+
+            await lab.until(told, "both say that they stay", 20)
+            await lab.set_backend("vxlan")
+
+            async def healthy() -> str:
+                verdicts = [(await node.status()).verdict for node in lab.nodes.values()]
+                return "" if all(v.state == "healthy" for v in verdicts) else f"{verdicts}"
+
+            await lab.until(healthy, "nothing is left of it", 20)
+        assert flow.lost == 0, flow
