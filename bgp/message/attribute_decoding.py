@@ -6,7 +6,8 @@ session ends only where RFC 7606 leaves no other way: the NLRI cannot be found (
 twice or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
 
 Speed: nodes originate distinct routes, so most blocks are new while their attributes are old acquaintances.
-Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded.
+Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded, in number and in
+octets: with messages of RFC 8654 a single attribute may have 64 KiB, and a value takes some ten times its octets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from bgp.message.codes import (
 from bgp.message.errors import RemoteError
 
 _MEMORY = 16384
-"""Blocks, and attributes, that one session's decoder remembers at most."""
+"""Blocks, and attributes, that a decoder remembers at most."""
+_MEMORY_OCTETS = 1 << 20
+"""And how many octets they may have on the wire: of usual blocks some ten thousand."""
 
 
 class Fault(NamedTuple):
@@ -80,9 +83,11 @@ class AttributeDecoder:
         self.as4 = as4
         self.internal = internal
         self._blocks: dict[bytes, Block] = {}
+        self._block_octets = 0
         self._attributes: dict[
             bytes, tuple[int, Any]
         ] = {}  # by all their bytes: the place of the value, and the value
+        self._attribute_octets = 0
         self._decoders = dict(_DECODERS)
         if not as4:
             self._decoders[AttributeType.AS_PATH] = _as_path_of_two
@@ -102,8 +107,10 @@ class AttributeDecoder:
             return known
         read = self._read(block)
         if read.reach is None and read.unreach is None and not read.faults:
-            if len(self._blocks) >= _MEMORY:
+            self._block_octets += len(block)
+            if len(self._blocks) >= _MEMORY or self._block_octets > _MEMORY_OCTETS:
                 self._blocks.clear()
+                self._block_octets = len(block)
             self._blocks[block] = read
         return read
 
@@ -158,8 +165,10 @@ class AttributeDecoder:
                 place = _PLACES[kind]
                 values[place] = decoded
                 if kind not in _MULTIPROTOCOL:
-                    if len(remembered) >= _MEMORY:
+                    self._attribute_octets += len(whole)
+                    if len(remembered) >= _MEMORY or self._attribute_octets > _MEMORY_OCTETS:
                         remembered.clear()
+                        self._attribute_octets = len(whole)
                     remembered[whole] = (place, decoded)
         return self._put_together(values, others, faults, present)
 
