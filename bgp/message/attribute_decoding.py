@@ -39,14 +39,14 @@ class Fault(NamedTuple):
     """What was wrong with an UPDATE that did not end the session."""
 
     kind: int
-    """The attribute's type; 0 for the block as a whole."""
+    """The attribute's type; 0 for the UPDATE as a whole."""
     withdraws: bool
     """Treat-as-withdraw, or only this attribute discarded."""
     reason: str
 
     def __str__(self) -> str:
         name = AttributeType(self.kind).name if self.kind in AttributeType._value2member_map_ else f"type {self.kind}"
-        return f"{name if self.kind else 'attributes'}: {self.reason}"
+        return f"{name}: {self.reason}" if self.kind else self.reason
 
 
 class Block(NamedTuple):

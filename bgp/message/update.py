@@ -91,17 +91,17 @@ class UpdateDecoder:
         except nlri.BadPrefix as wrong:
             raise _error(UpdateError.INVALID_NETWORK_FIELD, reason=str(wrong)) from None
         if start == stop and not new:
-            if not gone:
-                return Update(end_of_rib=ipv4)
-            return Update(((ipv4, gone),)) if self._ipv4 else Update()
+            if not self._ipv4:
+                return Update(faults=_NOT_AGREED) if gone else Update()
+            return Update(((ipv4, gone),)) if gone else Update(end_of_rib=ipv4)
 
         attributes, reach, unreach, faults, present = self._attributes.decode(body[start:stop])
         if attributes is None and reach is None and not new:
             # RFC 7606 section 5.2: the routes that this was about cannot be found, perhaps behind the error.
             reason = f"{faults[0]}, and there are no routes to withdraw for it"
             raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason=reason)
-        if not self._ipv4:
-            gone, new = [], []
+        if not self._ipv4 and (gone or new):
+            gone, new, faults = [], [], (*faults, *_NOT_AGREED)
         if reach is None and unreach is None:  # the common case, kept short
             missing = _MANDATORY & ~present
             if new and (missing or attributes is None):
@@ -184,6 +184,8 @@ class UpdateDecoder:
 
 
 _MANDATORY = ORIGIN_BIT | AS_PATH_BIT | NEXT_HOP_BIT
+_NOT_AGREED = (Fault(0, False, "routes of IPv4, which was not agreed on: passed over"),)
+"""RFC 4760 section 8: without the capability of both sides there is no family."""
 
 
 def _missing(bits: int) -> Fault:

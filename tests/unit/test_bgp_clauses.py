@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from bgp.connection import Direction, Send
 from bgp.message import (
+    KEEPALIVE,
     AsPath,
     AttributeDecoder,
     Attributes,
+    Capabilities,
     Family,
+    MessageType,
+    Open,
     Update,
     UpdateDecoder,
     encode_announcement,
+    nlri,
 )
 from bgp.message import (
     attributes as attribute_module,
 )
 from bgp.message.attributes import attribute
 from bgp.message.codes import EXTENDED_MESSAGE_SIZE
+from bgp.message.framing import frame
+from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.speaker import Speaker
 
 ORIGIN = bytes.fromhex("40010100")
 PATH = bytes.fromhex("400206 0201 0000fde9")
@@ -24,6 +37,7 @@ BASE = ORIGIN + PATH + NEXT_HOP
 PREFIX = bytes.fromhex("180a0101")
 V6_PREFIX = bytes.fromhex("2020010db8")
 V6_HOP = bytes.fromhex("20010db8000000000000000000000001")
+ADDRESSES = ((Family.IPV4, b"\x0a\0\0\x09"), (Family.IPV6, bytes.fromhex("20010db8000000000000000000000009")))
 
 
 def body(attributes: bytes = b"", announced: bytes = b"", withdrawn: bytes = b"") -> bytes:
@@ -34,6 +48,38 @@ def decode(
     data: bytes, *, internal: bool = False, as4: bool = True, families: tuple[Family, ...] = tuple(Family)
 ) -> Update:
     return UpdateDecoder(families, AttributeDecoder(as4=as4, internal=internal)).decode(data)
+
+
+class Pair:
+    """A speaker of AS 65000 and one peer of AS 65001 whose session stands; what the peer says is bytes."""
+
+    def __init__(
+        self,
+        *,
+        families: tuple[Family, ...] = tuple(Family),
+        offered: tuple[Family, ...] = tuple(Family),
+        asn: int = 65001,
+        **config: Any,
+    ) -> None:
+        self.speaker = Speaker(SpeakerConfig(65000, b"\x0a\0\0\1", families, ADDRESSES), lambda: 0.5)
+        self.peer = self.speaker.add_peer(PeerConfig("peer", b"\x0a\0\0\2", asn, **config), 0.0)
+        self.speaker.take(0.0)
+        self.speaker.connected("peer", 0.0, b"\x0a\0\0\1")
+        self.say(Open(asn, 90, b"\x0a\0\0\2", Capabilities(offered)).encode() + KEEPALIVE)
+        assert self.peer.session.negotiated is not None
+
+    def say(self, data: bytes) -> None:
+        self.speaker.receive("peer", Direction.OUTGOING, data, 1.0)
+        self.said = b"".join(output.data for _, output in self.speaker.take(1.0) if isinstance(output, Send))
+
+    def update(self, data: bytes) -> None:
+        self.say(frame(MessageType.UPDATE, data, EXTENDED_MESSAGE_SIZE))
+
+    def fate(self, prefix: str) -> str | None:
+        """Why the peer's route is not used: empty where it is, None where there is none."""
+        family, path = nlri.parse(prefix)
+        route = self.speaker.ribs[family].received(self.peer.source).get(path)
+        return None if route is None else route.rejected
 
 
 # ------------------------------------------------------------------------------------------------ bounds
@@ -59,3 +105,32 @@ def test_rfc_8654_long_paths_are_not_kept_when_encoded() -> None:
             Family.IPV4, Attributes(0, longer, NEXT_HOP[3:]), [PREFIX], as4=True, most=EXTENDED_MESSAGE_SIZE
         )
     assert attribute_module._head.cache_info().currsize == before
+
+
+# --------------------------------------------------------------------------------- families not agreed on
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        body(),
+        body(withdrawn=PREFIX),
+        body(BASE, PREFIX),
+        body(BASE, PREFIX, b"\x08\x0b"),
+        body(ORIGIN + PATH, PREFIX),
+    ],
+)
+def test_rfc_4760_section_8_ipv4_that_was_not_agreed_on_is_passed_over(data: bytes) -> None:
+    update = decode(data, families=(Family.IPV6,))
+    assert update._replace(faults=()) == Update()
+    notes = [str(fault) for fault in update.faults if not fault.withdraws]
+    assert notes == ([] if data == body() else ["routes of IPv4, which was not agreed on: passed over"])
+
+
+def test_rfc_4724_section_2_end_of_rib_of_ipv4_harms_no_speaker_without_it() -> None:
+    pair = Pair(families=(Family.IPV6,))
+    pair.update(body())
+    pair.update(body(BASE, PREFIX, b"\x08\x0b"))
+    assert pair.peer.session.negotiated is not None
+    assert pair.peer.malformed == 1
+    assert any("not agreed on" in str(entry.get("faults")) for entry in pair.peer.session.recorder.entries(1.0))
