@@ -28,6 +28,7 @@ from bgp.message.attributes import attribute
 from bgp.message.codes import EXTENDED_MESSAGE_SIZE
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.policy import Change, Policy, Rule
 from bgp.speaker import Speaker
 
 ORIGIN = bytes.fromhex("40010100")
@@ -134,3 +135,35 @@ def test_rfc_4724_section_2_end_of_rib_of_ipv4_harms_no_speaker_without_it() -> 
     assert pair.peer.session.negotiated is not None
     assert pair.peer.malformed == 1
     assert any("not agreed on" in str(entry.get("faults")) for entry in pair.peer.session.recorder.entries(1.0))
+
+
+# ------------------------------------------------------------------------------------------- LOCAL_PREF
+
+
+@pytest.mark.parametrize(("asn", "local", "sent"), [(65001, None, False), (65000, 65010, False), (65000, None, True)])
+def test_rfc_4271_section_5_1_5_local_pref_is_never_sent_to_another_as(
+    asn: int, local: int | None, sent: bool
+) -> None:
+    """Not even where an export policy sets it; within the AS it is sent."""
+    policy = Policy((Rule(True, change=Change(local_pref=200)),))
+    pair = Pair(asn=asn, local_asn=local, export_policy=policy)
+    for prefix in ("198.51.100.0/24", "2001:db8:1::/48"):
+        pair.speaker.originate(*nlri.parse(prefix), Attributes(local_pref=300))
+    pair.say(b"")
+    assert pair.said.count(b"\x18\xc6\x33\x64") == 1  # 198.51.100.0/24
+    assert (attribute(0x40, 5, (200).to_bytes(4, "big")) in pair.said) is sent
+    assert (b"\x40\x05\x04" in pair.said) is sent
+
+
+def test_rfc_7606_section_7_5_local_pref_of_another_as_is_discarded() -> None:
+    """On a session with another AS by `local_asn` alone too."""
+    for data in (
+        body(BASE + attribute(0x40, 5, bytes(4)), PREFIX),
+        body(BASE + attribute(0x40, 5, bytes(3)), PREFIX),
+    ):
+        pair = Pair(asn=65001, local_asn=65010)
+        pair.update(data)
+        assert pair.fate("10.1.1.0/24") == ""
+        (route,) = pair.speaker.ribs[Family.IPV4].candidates(PREFIX)
+        assert route.attributes.local_pref is None
+        assert [fault.kind for fault in pair.peer.faults] == [5]
