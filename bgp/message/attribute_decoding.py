@@ -3,7 +3,7 @@
 Rule: a malformed attribute costs its own routes or only itself, never the session. Each decoder below returns a
 value, or raises Withdraw (the routes are withdrawn: treat-as-withdraw) or Discard (the attribute is left out). The
 session ends only where RFC 7606 leaves no other way: the NLRI cannot be found (MP_REACH_NLRI or MP_UNREACH_NLRI
-twice or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
+twice, with wrong flags or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
 
 Speed: nodes originate distinct routes, so most blocks are new while their attributes are old acquaintances.
 Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded, in number and in
@@ -20,6 +20,8 @@ from bgp.message.aspath import AsPath, MalformedPath, decode_path, merge
 from bgp.message.attributes import Attributes
 from bgp.message.codes import (
     AS_TRANS,
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
     OPTIONAL,
     PARTIAL,
     TRANSITIVE,
@@ -153,12 +155,10 @@ class AttributeDecoder:
                 continue
             try:
                 if flags & 0xC0 != _FLAGS[kind]:
-                    self._wrong_flags(flags, kind)
+                    self._wrong_flags(flags, kind, whole)
                 decoded = decoder(value)
             except Withdraw as wrong:
                 faults.append(Fault(kind, True, str(wrong)))
-                if kind in _MULTIPROTOCOL:
-                    values[_PLACES[kind]] = value  # its routes are to be withdrawn, so they must be known
             except Discard as wrong:
                 faults.append(Fault(kind, False, str(wrong)))
             else:
@@ -177,7 +177,11 @@ class AttributeDecoder:
     ) -> Block:
         reach, unreach, path4, aggregator4 = values[_FIELDS:]
         if faults and any(fault.withdraws for fault in faults):
-            return Block(None, reach, unreach, tuple(faults), present)
+            if reach is None or any(fault.withdraws and fault.kind != AttributeType.NEXT_HOP for fault in faults):
+                return Block(None, reach, unreach, tuple(faults), present)
+            # Beside MP_REACH_NLRI it says nothing (RFC 4760 section 3); routes in the UPDATE's own field miss it.
+            faults = [fault._replace(withdraws=False) for fault in faults]
+            present &= ~NEXT_HOP_BIT
         if path4 is not None or aggregator4 is not None:
             values[1], values[6] = _whole_numbers(values[1], values[6], path4, aggregator4)
         if others:
@@ -197,8 +201,17 @@ class AttributeDecoder:
         faults.append(Fault(kind, False, "stands twice; the first one counts"))
 
     @staticmethod
-    def _wrong_flags(flags: int, kind: int) -> None:
-        """RFC 7606 section 3 c, and RFC 6793 section 6 for the two that only go with AS numbers of two octets."""
+    def _wrong_flags(flags: int, kind: int, whole: bytes) -> None:
+        """RFC 7606 section 3 c, section 5.3 for those that carry routes, and RFC 6793 section 6 for the two that only
+        go with AS numbers of two octets.
+        """
+        if kind in _MULTIPROTOCOL:
+            raise RemoteError(
+                ErrorCode.UPDATE_MESSAGE,
+                UpdateError.OPTIONAL_ATTRIBUTE_ERROR,
+                whole[: MAX_MESSAGE_SIZE - HEADER_SIZE - 2],
+                f"{AttributeType(kind).name}: flags {flags:#04x}",
+            )
         if kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
             raise Discard(f"flags {flags:#04x}")
         raise Withdraw(f"flags {flags:#04x}")

@@ -16,6 +16,7 @@ from bgp.message import (
     Family,
     MessageType,
     Open,
+    RemoteError,
     Update,
     UpdateDecoder,
     encode_announcement,
@@ -167,3 +168,118 @@ def test_rfc_7606_section_7_5_local_pref_of_another_as_is_discarded() -> None:
         (route,) = pair.speaker.ribs[Family.IPV4].candidates(PREFIX)
         assert route.attributes.local_pref is None
         assert [fault.kind for fault in pair.peer.faults] == [5]
+
+
+# ---------------------------------------------------------------------------------- errors (RFC 7606, 4760)
+
+REACH = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0" + V6_PREFIX)
+EMPTY_REACH = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0")
+UNREACH = attribute(0x80, 15, bytes.fromhex("000201") + V6_PREFIX)
+BAD_HOPS = ("400303 0a0000", "400304 7f000001", "c00304 0a000001")
+BAD_ORIGIN = bytes.fromhex("40010103")
+
+
+def refusal(data: bytes, **how: Any) -> tuple[int, int]:
+    with pytest.raises(RemoteError) as caught:
+        decode(data, **how)
+    return caught.value.code, caught.value.subcode
+
+
+@pytest.mark.parametrize("bad", BAD_HOPS)
+@pytest.mark.parametrize("first", [False, True])
+def test_rfc_4760_section_3_next_hop_beside_mp_reach_alone_is_ignored(bad: str, first: bool) -> None:
+    hop = bytes.fromhex(bad)
+    update = decode(body((hop + REACH if first else REACH + hop) + ORIGIN + PATH))
+    assert [(family, prefixes) for family, prefixes, _ in update.announced] == [(Family.IPV6, [V6_PREFIX])]
+    assert update.withdrawn == ()
+    assert update.announced[0][2].next_hop == V6_HOP
+    assert [(fault.kind, fault.withdraws) for fault in update.faults] == [(3, False)]
+
+
+@pytest.mark.parametrize("bad", [*BAD_HOPS, ""])
+def test_rfc_7606_section_2_a_malformed_next_hop_costs_all_routes_of_an_update_that_needs_it(bad: str) -> None:
+    """With routes in its own field, those of MP_REACH_NLRI are withdrawn too; so it is where NEXT_HOP is missing."""
+    update = decode(body(REACH + ORIGIN + PATH + bytes.fromhex(bad), PREFIX))
+    assert update.announced == ()
+    assert dict(update.withdrawn) == {Family.IPV4: [PREFIX], Family.IPV6: [V6_PREFIX]}
+    assert any(fault.withdraws for fault in update.faults)
+
+
+def test_rfc_7606_section_3_g_of_a_malformed_next_hop_and_a_good_one_the_first_counts() -> None:
+    update = decode(body(ORIGIN + PATH + bytes.fromhex(BAD_HOPS[0]) + NEXT_HOP, PREFIX))
+    assert (update.announced, update.withdrawn) == ((), ((Family.IPV4, [PREFIX]),))
+
+
+@pytest.mark.parametrize("kind", [14, 15])
+def test_rfc_7606_section_3_g_attributes_with_routes_twice_end_the_session(kind: int) -> None:
+    twice = REACH if kind == 14 else UNREACH
+    assert refusal(body(twice + BASE + twice, PREFIX)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        BAD_ORIGIN + bytes.fromhex("c00703 000000"),
+        bytes.fromhex("c00703 000000") + BAD_ORIGIN,
+        ORIGIN + bytes.fromhex("40060101 c00803 000000"),
+    ],
+)
+def test_rfc_7606_section_3_h_of_several_errors_the_strongest_action_is_taken(errors: bytes) -> None:
+    """Discarded attributes and a malformed one: the routes are withdrawn. Routes that cannot be read: the end."""
+    update = decode(body(errors + PATH + NEXT_HOP, PREFIX))
+    assert (update.announced, update.withdrawn) == ((), ((Family.IPV4, [PREFIX]),))
+    assert {fault.withdraws for fault in update.faults} == {False, True}
+    unreadable = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0\xff")
+    assert refusal(body(errors + PATH + NEXT_HOP + unreadable, PREFIX)) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    "attributes", [BAD_ORIGIN + PATH, UNREACH + BAD_ORIGIN, EMPTY_REACH + BAD_ORIGIN + PATH, UNREACH + b"\x40\x01"]
+)
+@pytest.mark.parametrize("withdrawn", [b"", PREFIX])
+def test_rfc_7606_section_5_2_an_error_without_routes_announced_ends_the_session(
+    attributes: bytes, withdrawn: bytes
+) -> None:
+    assert refusal(body(attributes, b"", withdrawn)) == (3, 1)
+
+
+def test_rfc_7606_section_5_2_what_is_only_discarded_ends_no_session() -> None:
+    update = decode(body(UNREACH + bytes.fromhex("40060101")))
+    assert update.withdrawn == ((Family.IPV6, [V6_PREFIX]),)
+
+
+def test_rfc_7606_section_5_2_routes_of_an_unknown_family_are_routes() -> None:
+    """There is no doubt where they are, so nothing has to end."""
+    vpn = attribute(0x80, 14, b"\0\1\x80\4\x0a\0\0\1\0\x70" + bytes(14))
+    assert decode(body(vpn + BAD_ORIGIN + PATH)).announced == ()
+
+
+@pytest.mark.parametrize("sound", [REACH, UNREACH])
+@pytest.mark.parametrize("flags", [0x00, 0x40, 0xC0])
+def test_rfc_7606_section_5_3_wrong_flags_of_attributes_with_routes_end_the_session(sound: bytes, flags: int) -> None:
+    assert refusal(body(bytes((flags,)) + sound[1:] + ORIGIN + PATH)) == (3, 9)
+
+
+# ------------------------------------------------------------------------------------------- End-of-RIB
+
+
+@pytest.mark.parametrize("header", ["800f03", "900f0003"])
+def test_rfc_4724_section_2_end_of_rib_is_mp_unreach_alone(header: str) -> None:
+    assert decode(body(bytes.fromhex(header + "000201"))) == Update(end_of_rib=Family.IPV6)
+    assert decode(body(bytes.fromhex(header + "000101"))) == Update(end_of_rib=Family.IPV4)
+    assert decode(body(bytes.fromhex(header + "000201")), families=(Family.IPV4,)) == Update()
+
+
+@pytest.mark.parametrize("beside", [ORIGIN, BASE, REACH + ORIGIN + PATH, bytes.fromhex("c0630101")])
+def test_rfc_4724_section_2_with_other_attributes_it_is_no_end_of_rib(beside: bytes) -> None:
+    """It would sweep the peer's stale routes; that waits for one that is meant so. The routes beside it count."""
+    for block in (beside + bytes.fromhex("800f03000201"), bytes.fromhex("800f03000201") + beside):
+        update = decode(body(block))
+        assert update.end_of_rib is None
+        assert len(update.announced) == (beside[1] == 14)
+        assert [(fault.kind, fault.withdraws) for fault in update.faults] == [(15, False)]
+
+
+def test_rfc_4724_section_2_with_routes_of_ipv4_it_is_no_end_of_rib() -> None:
+    update = decode(body(bytes.fromhex("800f03000201"), b"", PREFIX))
+    assert (update.end_of_rib, update.withdrawn) == (None, ((Family.IPV4, [PREFIX]),))
