@@ -73,6 +73,8 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
     changed = settings.policy.apply(family, prefix, attributes, base, own=own) if settings.policy else base
     if changed is None or not changed.next_hop:
         return None
+    if settings.kind is Kind.EXTERNAL and changed.local_pref is not None:
+        changed = changed._replace(local_pref=None)  # RFC 4271 section 5.1.5, whatever the policy says
     if unknown:
         changed = _as_last_choice(changed)
     if (len(changed.next_hop) == 4) == (family is Family.IPV4) or (settings.extended and family is Family.IPV4):

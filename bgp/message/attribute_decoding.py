@@ -3,10 +3,11 @@
 Rule: a malformed attribute costs its own routes or only itself, never the session. Each decoder below returns a
 value, or raises Withdraw (the routes are withdrawn: treat-as-withdraw) or Discard (the attribute is left out). The
 session ends only where RFC 7606 leaves no other way: the NLRI cannot be found (MP_REACH_NLRI or MP_UNREACH_NLRI
-twice or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
+twice, with wrong flags or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
 
 Speed: nodes originate distinct routes, so most blocks are new while their attributes are old acquaintances.
-Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded.
+Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded, in number and in
+octets: with messages of RFC 8654 a single attribute may have 64 KiB, and a value takes some ten times its octets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bgp.message.aspath import AsPath, MalformedPath, decode_path, merge
 from bgp.message.attributes import Attributes
 from bgp.message.codes import (
     AS_TRANS,
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
     OPTIONAL,
     PARTIAL,
     TRANSITIVE,
@@ -29,21 +32,23 @@ from bgp.message.codes import (
 from bgp.message.errors import RemoteError
 
 _MEMORY = 16384
-"""Blocks, and attributes, that one session's decoder remembers at most."""
+"""Blocks, and attributes, that a decoder remembers at most."""
+_MEMORY_OCTETS = 1 << 20
+"""And how many octets they may have on the wire: of usual blocks some ten thousand."""
 
 
 class Fault(NamedTuple):
     """What was wrong with an UPDATE that did not end the session."""
 
     kind: int
-    """The attribute's type; 0 for the block as a whole."""
+    """The attribute's type; 0 for the UPDATE as a whole."""
     withdraws: bool
     """Treat-as-withdraw, or only this attribute discarded."""
     reason: str
 
     def __str__(self) -> str:
         name = AttributeType(self.kind).name if self.kind in AttributeType._value2member_map_ else f"type {self.kind}"
-        return f"{name if self.kind else 'attributes'}: {self.reason}"
+        return f"{name}: {self.reason}" if self.kind else self.reason
 
 
 class Block(NamedTuple):
@@ -80,9 +85,11 @@ class AttributeDecoder:
         self.as4 = as4
         self.internal = internal
         self._blocks: dict[bytes, Block] = {}
+        self._block_octets = 0
         self._attributes: dict[
             bytes, tuple[int, Any]
         ] = {}  # by all their bytes: the place of the value, and the value
+        self._attribute_octets = 0
         self._decoders = dict(_DECODERS)
         if not as4:
             self._decoders[AttributeType.AS_PATH] = _as_path_of_two
@@ -102,8 +109,10 @@ class AttributeDecoder:
             return known
         read = self._read(block)
         if read.reach is None and read.unreach is None and not read.faults:
-            if len(self._blocks) >= _MEMORY:
+            self._block_octets += len(block)
+            if len(self._blocks) >= _MEMORY or self._block_octets > _MEMORY_OCTETS:
                 self._blocks.clear()
+                self._block_octets = len(block)
             self._blocks[block] = read
         return read
 
@@ -146,20 +155,20 @@ class AttributeDecoder:
                 continue
             try:
                 if flags & 0xC0 != _FLAGS[kind]:
-                    self._wrong_flags(flags, kind)
+                    self._wrong_flags(flags, kind, whole)
                 decoded = decoder(value)
             except Withdraw as wrong:
                 faults.append(Fault(kind, True, str(wrong)))
-                if kind in _MULTIPROTOCOL:
-                    values[_PLACES[kind]] = value  # its routes are to be withdrawn, so they must be known
             except Discard as wrong:
                 faults.append(Fault(kind, False, str(wrong)))
             else:
                 place = _PLACES[kind]
                 values[place] = decoded
                 if kind not in _MULTIPROTOCOL:
-                    if len(remembered) >= _MEMORY:
+                    self._attribute_octets += len(whole)
+                    if len(remembered) >= _MEMORY or self._attribute_octets > _MEMORY_OCTETS:
                         remembered.clear()
+                        self._attribute_octets = len(whole)
                     remembered[whole] = (place, decoded)
         return self._put_together(values, others, faults, present)
 
@@ -168,7 +177,11 @@ class AttributeDecoder:
     ) -> Block:
         reach, unreach, path4, aggregator4 = values[_FIELDS:]
         if faults and any(fault.withdraws for fault in faults):
-            return Block(None, reach, unreach, tuple(faults), present)
+            if reach is None or any(fault.withdraws and fault.kind != AttributeType.NEXT_HOP for fault in faults):
+                return Block(None, reach, unreach, tuple(faults), present)
+            # Beside MP_REACH_NLRI it says nothing (RFC 4760 section 3); routes in the UPDATE's own field miss it.
+            faults = [fault._replace(withdraws=False) for fault in faults]
+            present &= ~NEXT_HOP_BIT
         if path4 is not None or aggregator4 is not None:
             values[1], values[6] = _whole_numbers(values[1], values[6], path4, aggregator4)
         if others:
@@ -188,8 +201,17 @@ class AttributeDecoder:
         faults.append(Fault(kind, False, "stands twice; the first one counts"))
 
     @staticmethod
-    def _wrong_flags(flags: int, kind: int) -> None:
-        """RFC 7606 section 3 c, and RFC 6793 section 6 for the two that only go with AS numbers of two octets."""
+    def _wrong_flags(flags: int, kind: int, whole: bytes) -> None:
+        """RFC 7606 section 3 c, section 5.3 for those that carry routes, and RFC 6793 section 6 for the two that only
+        go with AS numbers of two octets.
+        """
+        if kind in _MULTIPROTOCOL:
+            raise RemoteError(
+                ErrorCode.UPDATE_MESSAGE,
+                UpdateError.OPTIONAL_ATTRIBUTE_ERROR,
+                whole[: MAX_MESSAGE_SIZE - HEADER_SIZE - 2],
+                f"{AttributeType(kind).name}: flags {flags:#04x}",
+            )
         if kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
             raise Discard(f"flags {flags:#04x}")
         raise Withdraw(f"flags {flags:#04x}")

@@ -87,7 +87,8 @@ def encode_attributes(attributes: Attributes, as4: bool) -> bytes:
     """
     origin, path, next_hop, med, local_pref, atomic, aggregator = attributes[:7]
     communities, originator, clusters, large, others = attributes[7:]
-    parts = [_head(origin, path, as4)]
+    short = not path or (len(path) == 1 and len(path[0][1]) <= _SHORT)
+    parts = [_head(origin, path, as4) if short else _new_head(origin, path, as4)]
     if len(next_hop) == 4:
         parts.append(b"\x40\x03\x04" + next_hop)
     if med is not None:
@@ -115,11 +116,16 @@ def encode_attributes(attributes: Attributes, as4: bool) -> bytes:
     return b"".join(parts)
 
 
-@lru_cache(maxsize=4096)
-def _head(origin: int, path: AsPath, as4: bool) -> bytes:
-    """ORIGIN and AS_PATH, the same for thousands of routes."""
+def _new_head(origin: int, path: AsPath, as4: bool) -> bytes:
+    """ORIGIN and AS_PATH."""
     value = encode_path(path, 4 if as4 else 2)
     return bytes((TRANSITIVE, AttributeType.ORIGIN, 1, origin)) + attribute(TRANSITIVE, AttributeType.AS_PATH, value)
+
+
+_SHORT = 32
+"""AS numbers of a path that may be remembered: with messages of RFC 8654 a path has up to 16,000."""
+_head = lru_cache(maxsize=4096)(_new_head)
+"""The same for thousands of routes."""
 
 
 def _aggregator(aggregator: tuple[int, bytes], as4: bool) -> bytes:

@@ -91,17 +91,17 @@ class UpdateDecoder:
         except nlri.BadPrefix as wrong:
             raise _error(UpdateError.INVALID_NETWORK_FIELD, reason=str(wrong)) from None
         if start == stop and not new:
-            if not gone:
-                return Update(end_of_rib=ipv4)
-            return Update(((ipv4, gone),)) if self._ipv4 else Update()
+            if not self._ipv4:
+                return Update(faults=_NOT_AGREED) if gone else Update()
+            return Update(((ipv4, gone),)) if gone else Update(end_of_rib=ipv4)
 
         attributes, reach, unreach, faults, present = self._attributes.decode(body[start:stop])
-        if attributes is None and reach is None and not new:
+        if attributes is None and not new and not _announces(reach):
             # RFC 7606 section 5.2: the routes that this was about cannot be found, perhaps behind the error.
             reason = f"{faults[0]}, and there are no routes to withdraw for it"
             raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason=reason)
-        if not self._ipv4:
-            gone, new = [], []
+        if not self._ipv4 and (gone or new):
+            gone, new, faults = [], [], (*faults, *_NOT_AGREED)
         if reach is None and unreach is None:  # the common case, kept short
             missing = _MANDATORY & ~present
             if new and (missing or attributes is None):
@@ -110,7 +110,8 @@ class UpdateDecoder:
                 return Update(((ipv4, gone + new),), (), None, faults)
             withdrawn = ((ipv4, gone),) if gone else ()
             return Update(withdrawn, ((ipv4, new, attributes),) if new and attributes else (), None, faults)
-        return self._multiprotocol(gone, new, attributes, reach, unreach, faults, present)
+        alone = unreach is not None and stop - start <= len(unreach) + 4  # and the header of MP_UNREACH_NLRI
+        return self._multiprotocol(gone, new, attributes, reach, unreach, faults, present, alone)
 
     def _multiprotocol(
         self,
@@ -121,35 +122,37 @@ class UpdateDecoder:
         unreach: bytes | None,
         faults: tuple[Fault, ...],
         present: int,
+        alone: bool,
     ) -> Update:
+        """`alone`: there is no attribute but MP_UNREACH_NLRI."""
         withdrawn: list[tuple[Family, list[bytes]]] = [(Family.IPV4, gone)] if gone else []
         announced: list[tuple[Family, list[bytes], Attributes]] = []
         if unreach is not None:
             family, prefixes = self._unreach(unreach)
-            if family and not prefixes and reach is None and not new and not gone:
-                return Update(end_of_rib=family, faults=faults)
             if family and prefixes:
                 withdrawn.append((family, prefixes))
+            elif family and alone and not new and not gone:
+                return Update(end_of_rib=family)
+            elif family and not alone:
+                faults = (*faults, _NO_END_OF_RIB)
+        if new or reach is not None:
+            # What is missing, or malformed, costs all routes of the UPDATE (RFC 7606 section 2).
+            missing = (_MANDATORY if new else ORIGIN_BIT | AS_PATH_BIT) & ~present
+            if missing and attributes is not None:
+                faults, attributes = (*faults, _missing(missing)), None
         if reach is not None:
             family, next_hop, prefixes = self._reach(reach)
-            missing = (ORIGIN_BIT | AS_PATH_BIT) & ~present
             if family and prefixes:
-                if missing and attributes is not None:
-                    faults = (*faults, _missing(missing))
                 if not next_hop:
                     faults = (*faults, Fault(AttributeType.MP_REACH_NLRI, True, "the next hop is no host address"))
-                if attributes is None or missing or not next_hop:
+                if attributes is None or not next_hop:
                     withdrawn.append((family, prefixes))
                 else:
                     announced.append((family, prefixes, attributes._replace(next_hop=next_hop)))
-        if new:
-            missing = _MANDATORY & ~present
-            if missing and attributes is not None:
-                faults = (*faults, _missing(missing))
-            if missing or attributes is None:
-                withdrawn.append((Family.IPV4, new))
-            else:
-                announced.append((Family.IPV4, new, attributes))
+        if new and attributes is None:
+            withdrawn.append((Family.IPV4, new))
+        elif new and attributes:
+            announced.append((Family.IPV4, new, attributes))
         return Update(tuple(withdrawn), tuple(announced), None, faults)
 
     def _unreach(self, value: bytes) -> tuple[Family | None, list[bytes]]:
@@ -184,6 +187,16 @@ class UpdateDecoder:
 
 
 _MANDATORY = ORIGIN_BIT | AS_PATH_BIT | NEXT_HOP_BIT
+_NOT_AGREED = (Fault(0, False, "routes of IPv4, which was not agreed on: passed over"),)
+"""RFC 4760 section 8: without the capability of both sides there is no family."""
+_NO_END_OF_RIB = Fault(
+    AttributeType.MP_UNREACH_NLRI, False, "without routes, and no End-of-RIB beside other attributes"
+)
+
+
+def _announces(reach: bytes | None) -> bool:
+    """Whether MP_REACH_NLRI has routes, of whatever family."""
+    return reach is not None and (len(reach) < 5 or len(reach) > 5 + reach[3])
 
 
 def _missing(bits: int) -> Fault:

@@ -1,0 +1,285 @@
+"""BGP by the clause: what an RFC says of one case, one test each; the section is in the name or the docstring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bgp.connection import Direction, Send
+from bgp.message import (
+    KEEPALIVE,
+    AsPath,
+    AttributeDecoder,
+    Attributes,
+    Capabilities,
+    Family,
+    MessageType,
+    Open,
+    RemoteError,
+    Update,
+    UpdateDecoder,
+    encode_announcement,
+    nlri,
+)
+from bgp.message import (
+    attributes as attribute_module,
+)
+from bgp.message.attributes import attribute
+from bgp.message.codes import EXTENDED_MESSAGE_SIZE
+from bgp.message.framing import frame
+from bgp.peer import PeerConfig, SpeakerConfig
+from bgp.policy import Change, Policy, Rule
+from bgp.speaker import Speaker
+
+ORIGIN = bytes.fromhex("40010100")
+PATH = bytes.fromhex("400206 0201 0000fde9")
+NEXT_HOP = bytes.fromhex("400304 0a000001")
+BASE = ORIGIN + PATH + NEXT_HOP
+PREFIX = bytes.fromhex("180a0101")
+V6_PREFIX = bytes.fromhex("2020010db8")
+V6_HOP = bytes.fromhex("20010db8000000000000000000000001")
+ADDRESSES = ((Family.IPV4, b"\x0a\0\0\x09"), (Family.IPV6, bytes.fromhex("20010db8000000000000000000000009")))
+
+
+def body(attributes: bytes = b"", announced: bytes = b"", withdrawn: bytes = b"") -> bytes:
+    return len(withdrawn).to_bytes(2, "big") + withdrawn + len(attributes).to_bytes(2, "big") + attributes + announced
+
+
+def decode(
+    data: bytes, *, internal: bool = False, as4: bool = True, families: tuple[Family, ...] = tuple(Family)
+) -> Update:
+    return UpdateDecoder(families, AttributeDecoder(as4=as4, internal=internal)).decode(data)
+
+
+class Pair:
+    """A speaker of AS 65000 and one peer of AS 65001 whose session stands; what the peer says is bytes."""
+
+    def __init__(
+        self,
+        *,
+        families: tuple[Family, ...] = tuple(Family),
+        offered: tuple[Family, ...] = tuple(Family),
+        asn: int = 65001,
+        **config: Any,
+    ) -> None:
+        self.speaker = Speaker(SpeakerConfig(65000, b"\x0a\0\0\1", families, ADDRESSES), lambda: 0.5)
+        self.peer = self.speaker.add_peer(PeerConfig("peer", b"\x0a\0\0\2", asn, **config), 0.0)
+        self.speaker.take(0.0)
+        self.speaker.connected("peer", 0.0, b"\x0a\0\0\1")
+        self.say(Open(asn, 90, b"\x0a\0\0\2", Capabilities(offered)).encode() + KEEPALIVE)
+        assert self.peer.session.negotiated is not None
+
+    def say(self, data: bytes) -> None:
+        self.speaker.receive("peer", Direction.OUTGOING, data, 1.0)
+        self.said = b"".join(output.data for _, output in self.speaker.take(1.0) if isinstance(output, Send))
+
+    def update(self, data: bytes) -> None:
+        self.say(frame(MessageType.UPDATE, data, EXTENDED_MESSAGE_SIZE))
+
+    def fate(self, prefix: str) -> str | None:
+        """Why the peer's route is not used: empty where it is, None where there is none."""
+        family, path = nlri.parse(prefix)
+        route = self.speaker.ribs[family].received(self.peer.source).get(path)
+        return None if route is None else route.rejected
+
+
+# ------------------------------------------------------------------------------------------------ bounds
+
+
+def test_rfc_8654_attributes_of_64_kib_are_not_kept() -> None:
+    """What a decoder remembers is bounded in octets, for the longest attributes too."""
+    attributes = AttributeDecoder(as4=True, internal=True)
+    decoder = UpdateDecoder(Family, attributes)
+    for number in range(100):
+        communities = attribute(0xC0, 8, number.to_bytes(4, "big") * 16000)
+        decoder.decode(body(BASE + communities, PREFIX))
+    for memory in (attributes._blocks, attributes._attributes):
+        assert 0 < sum(map(len, memory)) <= 2 << 20
+
+
+def test_rfc_8654_long_paths_are_not_kept_when_encoded() -> None:
+    before = attribute_module._head.cache_info().currsize
+    path = AsPath((2, tuple(range(start + 1, start + 256))) for start in range(0, 2550, 255))
+    for number in range(5):
+        longer = path.prepend(64512 + number)
+        encode_announcement(
+            Family.IPV4, Attributes(0, longer, NEXT_HOP[3:]), [PREFIX], as4=True, most=EXTENDED_MESSAGE_SIZE
+        )
+    assert attribute_module._head.cache_info().currsize == before
+
+
+# --------------------------------------------------------------------------------- families not agreed on
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        body(),
+        body(withdrawn=PREFIX),
+        body(BASE, PREFIX),
+        body(BASE, PREFIX, b"\x08\x0b"),
+        body(ORIGIN + PATH, PREFIX),
+    ],
+)
+def test_rfc_4760_section_8_ipv4_that_was_not_agreed_on_is_passed_over(data: bytes) -> None:
+    update = decode(data, families=(Family.IPV6,))
+    assert update._replace(faults=()) == Update()
+    notes = [str(fault) for fault in update.faults if not fault.withdraws]
+    assert notes == ([] if data == body() else ["routes of IPv4, which was not agreed on: passed over"])
+
+
+def test_rfc_4724_section_2_end_of_rib_of_ipv4_harms_no_speaker_without_it() -> None:
+    pair = Pair(families=(Family.IPV6,))
+    pair.update(body())
+    pair.update(body(BASE, PREFIX, b"\x08\x0b"))
+    assert pair.peer.session.negotiated is not None
+    assert pair.peer.malformed == 1
+    assert any("not agreed on" in str(entry.get("faults")) for entry in pair.peer.session.recorder.entries(1.0))
+
+
+# ------------------------------------------------------------------------------------------- LOCAL_PREF
+
+
+@pytest.mark.parametrize(("asn", "local", "sent"), [(65001, None, False), (65000, 65010, False), (65000, None, True)])
+def test_rfc_4271_section_5_1_5_local_pref_is_never_sent_to_another_as(
+    asn: int, local: int | None, sent: bool
+) -> None:
+    """Not even where an export policy sets it; within the AS it is sent."""
+    policy = Policy((Rule(True, change=Change(local_pref=200)),))
+    pair = Pair(asn=asn, local_asn=local, export_policy=policy)
+    for prefix in ("198.51.100.0/24", "2001:db8:1::/48"):
+        pair.speaker.originate(*nlri.parse(prefix), Attributes(local_pref=300))
+    pair.say(b"")
+    assert pair.said.count(b"\x18\xc6\x33\x64") == 1  # 198.51.100.0/24
+    assert (attribute(0x40, 5, (200).to_bytes(4, "big")) in pair.said) is sent
+    assert (b"\x40\x05\x04" in pair.said) is sent
+
+
+def test_rfc_7606_section_7_5_local_pref_of_another_as_is_discarded() -> None:
+    """On a session with another AS by `local_asn` alone too."""
+    for data in (
+        body(BASE + attribute(0x40, 5, bytes(4)), PREFIX),
+        body(BASE + attribute(0x40, 5, bytes(3)), PREFIX),
+    ):
+        pair = Pair(asn=65001, local_asn=65010)
+        pair.update(data)
+        assert pair.fate("10.1.1.0/24") == ""
+        (route,) = pair.speaker.ribs[Family.IPV4].candidates(PREFIX)
+        assert route.attributes.local_pref is None
+        assert [fault.kind for fault in pair.peer.faults] == [5]
+
+
+# ---------------------------------------------------------------------------------- errors (RFC 7606, 4760)
+
+REACH = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0" + V6_PREFIX)
+EMPTY_REACH = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0")
+UNREACH = attribute(0x80, 15, bytes.fromhex("000201") + V6_PREFIX)
+BAD_HOPS = ("400303 0a0000", "400304 7f000001", "c00304 0a000001")
+BAD_ORIGIN = bytes.fromhex("40010103")
+
+
+def refusal(data: bytes, **how: Any) -> tuple[int, int]:
+    with pytest.raises(RemoteError) as caught:
+        decode(data, **how)
+    return caught.value.code, caught.value.subcode
+
+
+@pytest.mark.parametrize("bad", BAD_HOPS)
+@pytest.mark.parametrize("first", [False, True])
+def test_rfc_4760_section_3_next_hop_beside_mp_reach_alone_is_ignored(bad: str, first: bool) -> None:
+    hop = bytes.fromhex(bad)
+    update = decode(body((hop + REACH if first else REACH + hop) + ORIGIN + PATH))
+    assert [(family, prefixes) for family, prefixes, _ in update.announced] == [(Family.IPV6, [V6_PREFIX])]
+    assert update.withdrawn == ()
+    assert update.announced[0][2].next_hop == V6_HOP
+    assert [(fault.kind, fault.withdraws) for fault in update.faults] == [(3, False)]
+
+
+@pytest.mark.parametrize("bad", [*BAD_HOPS, ""])
+def test_rfc_7606_section_2_a_malformed_next_hop_costs_all_routes_of_an_update_that_needs_it(bad: str) -> None:
+    """With routes in its own field, those of MP_REACH_NLRI are withdrawn too; so it is where NEXT_HOP is missing."""
+    update = decode(body(REACH + ORIGIN + PATH + bytes.fromhex(bad), PREFIX))
+    assert update.announced == ()
+    assert dict(update.withdrawn) == {Family.IPV4: [PREFIX], Family.IPV6: [V6_PREFIX]}
+    assert any(fault.withdraws for fault in update.faults)
+
+
+def test_rfc_7606_section_3_g_of_a_malformed_next_hop_and_a_good_one_the_first_counts() -> None:
+    update = decode(body(ORIGIN + PATH + bytes.fromhex(BAD_HOPS[0]) + NEXT_HOP, PREFIX))
+    assert (update.announced, update.withdrawn) == ((), ((Family.IPV4, [PREFIX]),))
+
+
+@pytest.mark.parametrize("kind", [14, 15])
+def test_rfc_7606_section_3_g_attributes_with_routes_twice_end_the_session(kind: int) -> None:
+    twice = REACH if kind == 14 else UNREACH
+    assert refusal(body(twice + BASE + twice, PREFIX)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        BAD_ORIGIN + bytes.fromhex("c00703 000000"),
+        bytes.fromhex("c00703 000000") + BAD_ORIGIN,
+        ORIGIN + bytes.fromhex("40060101 c00803 000000"),
+    ],
+)
+def test_rfc_7606_section_3_h_of_several_errors_the_strongest_action_is_taken(errors: bytes) -> None:
+    """Discarded attributes and a malformed one: the routes are withdrawn. Routes that cannot be read: the end."""
+    update = decode(body(errors + PATH + NEXT_HOP, PREFIX))
+    assert (update.announced, update.withdrawn) == ((), ((Family.IPV4, [PREFIX]),))
+    assert {fault.withdraws for fault in update.faults} == {False, True}
+    unreadable = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0\xff")
+    assert refusal(body(errors + PATH + NEXT_HOP + unreadable, PREFIX)) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    "attributes", [BAD_ORIGIN + PATH, UNREACH + BAD_ORIGIN, EMPTY_REACH + BAD_ORIGIN + PATH, UNREACH + b"\x40\x01"]
+)
+@pytest.mark.parametrize("withdrawn", [b"", PREFIX])
+def test_rfc_7606_section_5_2_an_error_without_routes_announced_ends_the_session(
+    attributes: bytes, withdrawn: bytes
+) -> None:
+    assert refusal(body(attributes, b"", withdrawn)) == (3, 1)
+
+
+def test_rfc_7606_section_5_2_what_is_only_discarded_ends_no_session() -> None:
+    update = decode(body(UNREACH + bytes.fromhex("40060101")))
+    assert update.withdrawn == ((Family.IPV6, [V6_PREFIX]),)
+
+
+def test_rfc_7606_section_5_2_routes_of_an_unknown_family_are_routes() -> None:
+    """There is no doubt where they are, so nothing has to end."""
+    vpn = attribute(0x80, 14, b"\0\1\x80\4\x0a\0\0\1\0\x70" + bytes(14))
+    assert decode(body(vpn + BAD_ORIGIN + PATH)).announced == ()
+
+
+@pytest.mark.parametrize("sound", [REACH, UNREACH])
+@pytest.mark.parametrize("flags", [0x00, 0x40, 0xC0])
+def test_rfc_7606_section_5_3_wrong_flags_of_attributes_with_routes_end_the_session(sound: bytes, flags: int) -> None:
+    assert refusal(body(bytes((flags,)) + sound[1:] + ORIGIN + PATH)) == (3, 9)
+
+
+# ------------------------------------------------------------------------------------------- End-of-RIB
+
+
+@pytest.mark.parametrize("header", ["800f03", "900f0003"])
+def test_rfc_4724_section_2_end_of_rib_is_mp_unreach_alone(header: str) -> None:
+    assert decode(body(bytes.fromhex(header + "000201"))) == Update(end_of_rib=Family.IPV6)
+    assert decode(body(bytes.fromhex(header + "000101"))) == Update(end_of_rib=Family.IPV4)
+    assert decode(body(bytes.fromhex(header + "000201")), families=(Family.IPV4,)) == Update()
+
+
+@pytest.mark.parametrize("beside", [ORIGIN, BASE, REACH + ORIGIN + PATH, bytes.fromhex("c0630101")])
+def test_rfc_4724_section_2_with_other_attributes_it_is_no_end_of_rib(beside: bytes) -> None:
+    """It would sweep the peer's stale routes; that waits for one that is meant so. The routes beside it count."""
+    for block in (beside + bytes.fromhex("800f03000201"), bytes.fromhex("800f03000201") + beside):
+        update = decode(body(block))
+        assert update.end_of_rib is None
+        assert len(update.announced) == (beside[1] == 14)
+        assert [(fault.kind, fault.withdraws) for fault in update.faults] == [(15, False)]
+
+
+def test_rfc_4724_section_2_with_routes_of_ipv4_it_is_no_end_of_rib() -> None:
+    update = decode(body(bytes.fromhex("800f03000201"), b"", PREFIX))
+    assert (update.end_of_rib, update.withdrawn) == (None, ((Family.IPV4, [PREFIX]),))
