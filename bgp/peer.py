@@ -287,10 +287,12 @@ class Peer:
 
     def _refused(self, attributes: Attributes) -> str:
         """Why the protocol forbids the route; empty when it does not."""
-        own = self.local_asn
         path = attributes.as_path
-        if path and sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
-            return f"our AS {own} is in the path"
+        if path:
+            # Towards others we are the speaker's AS: each of the two is counted for itself, as BIRD and FRR do.
+            for own in {self.local_asn, self.speaker.asn}:
+                if sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
+                    return f"our AS {own} is in the path"
         for _, address in self._addresses:
             if attributes.next_hop[:16] == address:
                 return "we are the next hop"
