@@ -480,7 +480,10 @@ class Speaker:
         limit = peer.config.most_prefixes
         if limit is None or peer.limited:
             return
-        count = len(self.ribs[family].received(peer.source))
+        rib = self.ribs[family]
+        held = len(rib.received(peer.source))
+        # What waits to be announced anew is on its way out. But who never says that it has told all gathers no more.
+        count = held if held > 2 * limit else held - rib.stale(peer.source)
         if count > limit:
             self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
             peer.limited = True
