@@ -55,6 +55,8 @@ _FOR_GOOD = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_D
 finds broken is forwarding itself (RFC 9384 section 4).
 """
 
+_KEPT_DOWN = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED)
+
 _DEFAULT_CAPABILITIES = Capabilities()
 
 
@@ -161,6 +163,12 @@ class Down:
         """Whether something was said after which the peer is not waited for."""
         said = [each for each in (self.sent, self.received) if each is not None]
         return bool(said) and (not self.notification_restart or any(each.is_hard for each in said))
+
+    @property
+    def shut_down(self) -> bool:
+        """Whether the peer's operator keeps the session down: it will not come by itself."""
+        said = self.received and (self.received.inside or self.received)
+        return said is not None and said.code == ErrorCode.CEASE and said.subcode in _KEPT_DOWN
 
 
 # And each UPDATE and ROUTE-REFRESH as it was decoded.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from bgp.message.nlri import parse_address
 from bgp.peer import Peer, PeerConfig
 from bgp.ranges import PeerRange, range_of
 from bgp.route import Source
@@ -74,6 +75,13 @@ class Peers(Mapping[str, Peer]):
         config = within.member(address)
         members = sum(peer.within is not None and peer.within.name == within.name for peer in self._by_name.values())
         return None if members >= within.limit or config.name in self._by_name else (config, within)
+
+    def may_come(self, name: str) -> bool:
+        """Whether one of a range may be a peer by that name, which is its address."""
+        try:
+            return range_of(self.ranges, parse_address(name)) is not None
+        except ValueError:
+            return False
 
     def transports(self) -> Iterator[tuple[bytes, int | None, Transport]]:
         """For the listening sockets: each peer's address, None, transport; a range's address, length, transport."""

@@ -177,6 +177,9 @@ class Speaker:
             self._reconfigure(peer, config, now)
         for config in difference.new:
             self.add_peer(config, now)
+        for name in self.deferral.names - self.peers.keys():
+            if not self.peers.may_come(name):
+                self._no_longer_awaited(name)
 
     def set_config(self, config: SpeakerConfig, now: float) -> None:
         """Other settings for the speaker; sessions stand. Raises LocalError for what cannot change under them."""
@@ -416,6 +419,8 @@ class Speaker:
     def _touched(self, peer: Peer, now: float) -> None:
         """After each event of a peer: hear what its session says, and set its timer."""
         self._collect(peer, now)
+        if self.deferral and not peer.session.started:
+            self._no_longer_awaited(peer.name)
         deadlines = (peer.session.deadline(), self._stale.deadline(peer))
         deadline = min((at for at in deadlines if at is not None), default=None)
         # A timer that is set too early costs one look, and nearly every message moves the real one on.
@@ -439,6 +444,8 @@ class Speaker:
             elif isinstance(output, Down):
                 if output.was is State.ESTABLISHED:
                     self._went_down(peer, output, now)
+                if output.shut_down:
+                    self._no_longer_awaited(peer.name)
                 if peer.within is not None:
                     self._leaving[peer.name] = None
             self._outputs.append((peer.name, output))
