@@ -269,6 +269,23 @@ class Speaker:
             return self._add(config, now, within).name
         return name
 
+    def superseded(self, name: str, now: float) -> bool:
+        """A peer connects whose session stands. True: that has ended, for the peer has restarted.
+
+        It would not connect else (RFC 4724 section 5). The caller carries out what is to be done, for the old
+        connection, and then takes the new one: `incoming`, `accepted`.
+        """
+        peer = self.peers.get(name)
+        negotiated = peer.session.negotiated if peer else None
+        if peer is None or negotiated is None or now - peer.since <= _SETTLED:
+            return False
+        restart = negotiated.received.capabilities.graceful_restart
+        if restart is None or not restart.preserved:
+            return False
+        peer.session.failed(negotiated.direction, now, "the peer has restarted")
+        self._touched(peer, now)
+        return True
+
     def accepted(self, name: str, now: float, local: bytes = b"") -> bool:
         """A peer has connected, to our address `local`.
 
@@ -276,13 +293,6 @@ class Speaker:
         """
         peer = self.peers.get(name)
         if peer is None:
-            return False
-        negotiated = peer.session.negotiated
-        settled = now - peer.since > _SETTLED
-        if negotiated and settled and negotiated.received.capabilities.graceful_restart:
-            # It would not connect if it had not restarted (RFC 4724 section 4.2). It will try again in a moment.
-            peer.session.failed(negotiated.direction, now, "the peer has restarted")
-            self._touched(peer, now)
             return False
         taken = peer.session.accepted(now)
         if taken:
