@@ -107,6 +107,10 @@ class PeerConfig:
     bfd: Bfd | None = None
     """Whether and how BFD watches over the peer."""
 
+    def same_peer(self, other: PeerConfig) -> bool:
+        """Whether routes that one has told can be kept for the other, while a session begins anew."""
+        return (self.address, self.asn, self.local_asn) == (other.address, other.asn, other.local_asn)
+
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
         if (self.several_out is None) is not (other.several_out is None):
@@ -340,13 +344,15 @@ def capabilities(
     )
 
 
-def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Settings:
+def session_settings(
+    speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool, stood: bool = False
+) -> Settings:
     """What the peer's session is told."""
     return Settings(
         config.local_asn or speaker.asn,
         speaker.identifier,
         config.asn,
-        capabilities(speaker, config, restarting=restarting),
+        capabilities(speaker, config, restarting=restarting, stood=stood),
         config.hold_time,
         config.connect_retry,
         config.passive,

@@ -21,9 +21,11 @@ class Difference:
 
     gone: list[str] = field(default_factory=list)
     """They are nobody's peers any more."""
-    anew: list[str] = field(default_factory=list)
-    """What has changed of them is agreed on when a session begins: the listed ones are among `new` too."""
-    other: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    """Another peer has the name now: the listed ones are among `new` too."""
+    anew: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
+    """Other settings that are agreed on when a session begins."""
+    changed: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
     """Other settings, or another range that says them, under a session that goes on."""
     new: list[PeerConfig] = field(default_factory=list)
 
@@ -106,10 +108,12 @@ class Peers(Mapping[str, Peer]):
                     config = within.member(address)
             if config is None:
                 found.gone.append(name)
+            elif not peer.config.same_peer(config):
+                found.others.append(name)
             elif config != peer.config and not peer.config.same_session(config):
-                found.anew.append(name)
+                found.anew.append((peer, config, within))
             elif config != peer.config or within is not peer.within:
-                found.other.append((peer, config, within))
-        over = {*found.gone, *found.anew}
+                found.changed.append((peer, config, within))
+        over = {*found.gone, *found.others}
         found.new = [config for name, config in wanted.items() if name not in self._by_name or name in over]
         return found

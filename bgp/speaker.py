@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bgp.advertising import Advertising
 from bgp.connection import (
@@ -74,6 +74,7 @@ class Complete:
     """A peer has sent End-of-RIB in every family of the session: it has told us all that it has."""
 
 
+_OTHER_CONFIGURATION = Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE)
 _SETTLED = 10.0
 """Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
 
@@ -162,7 +163,8 @@ class Speaker:
     def set_peers(self, configs: Iterable[PeerConfig], now: float, ranges: Iterable[PeerRange] = ()) -> None:
         """Make the peers these, those of the ranges, and no others.
 
-        Only sessions whose own settings have changed are begun anew.
+        Only sessions whose own settings have changed are begun anew, and where graceful restart holds for such an end
+        (RFC 8538) no route is lost by it.
         """
         self._now = now
         self.peers.ranges = tuple(ranges)
@@ -170,9 +172,12 @@ class Speaker:
         difference = self.peers.compared(configs, self.peers.ranges)
         for name in difference.gone:
             self.remove_peer(name, now)
-        for name in difference.anew:
-            self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
-        for peer, config, within in difference.other:
+        for name in difference.others:
+            self.remove_peer(name, now, _OTHER_CONFIGURATION)
+        for peer, config, within in difference.anew:
+            peer.within = within
+            self._renew(peer, config, now)
+        for peer, config, within in difference.changed:
             peer.within = within
             self._reconfigure(peer, config, now)
         for config in difference.new:
@@ -582,6 +587,15 @@ class Speaker:
 
     # ------------------------------------------------------------------------------------------------------- changes
 
+    def _renew(self, peer: Peer, config: PeerConfig, now: float) -> None:
+        """New settings that are agreed on when a session begins: it begins anew, unless it is kept down."""
+        if config.shutdown is not None and peer.config.shutdown is None:
+            self.stop_peer(peer.name, now, config.shutdown)
+        settings = session_settings(self.config, config, restarting=bool(self.deferral), stood=peer.stood)
+        peer.session.renew(settings, _OTHER_CONFIGURATION, now)
+        self._touched(peer, now)
+        self._reconfigure(peer, config, now)
+
     def _reconfigure(self, peer: Peer, config: PeerConfig, now: float) -> None:
         """New settings for a session that goes on: its role, its policies."""
         before = peer.config
@@ -592,6 +606,9 @@ class Speaker:
             self.start_peer(peer.name, now)
         if before.most_prefixes != config.most_prefixes:
             self._limit_changed(peer, now)
+        if before.connect_retry != config.connect_retry:
+            peer.session.change(replace(peer.session.settings, connect_retry=config.connect_retry), now)
+            self._touched(peer, now)
         imports = ("import_policy", "allowed_own_as", "enforce_first_as", "accept_default")
         if any(getattr(before, name) != getattr(config, name) for name in imports):
             self._judging.again(peer)

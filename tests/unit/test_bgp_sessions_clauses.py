@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
+from bgp.connection import Connection, Direction, Down, Established, Settings
+from bgp.fsm import State
 from bgp.message import (
+    KEEPALIVE,
     AddPath,
     AsPath,
     Attributes,
+    Capabilities,
+    Cease,
+    ErrorCode,
     GracefulRestart,
     Notification,
+    Open,
     RefreshKind,
     encode_announcement,
     encode_end_of_rib,
@@ -22,7 +29,7 @@ from bgp.message import (
 from bgp.peer import PeerConfig
 from bgp.ranges import PeerRange
 from bgp.speaker import PrefixLimit, Speaker
-from tests.unit.test_bgp_speaker import V4, Cluster, Probe, address, prefix
+from tests.unit.test_bgp_speaker import V4, V6, Cluster, Probe, address, prefix, prefix6
 
 FROM_2 = Attributes(0, AsPath.sequence(65002), address(2))
 
@@ -147,3 +154,133 @@ def test_a_restart_waits_no_longer_for_who_is_shut_down_over_there(hard: bool) -
     down = speaker.peers["2"].session.last_down
     assert down and down.received and down.received.is_hard is hard
     assert not speaker.deferring
+
+
+# ------------------------------------------------------------------------------------------- another configuration
+
+
+def test_another_connect_retry_time_counts_at_once() -> None:
+    """For the attempt that is under way too; a session that stands is left alone."""
+    cluster = Cluster()
+    speaker = cluster.speaker(1)
+    cluster.speaker(2)
+    cluster.mesh((1, 2))
+    cluster.peer(1, 3, connect_retry=3600.0)
+    cluster.network.run(20)
+    nobody = speaker.peers["3"].session
+    assert nobody.timers()["start"] is None or nobody.unanswered == 0
+    cluster.network.cut.add(frozenset("13"))
+    cluster.network.run(130)
+    assert (nobody.state, nobody.unanswered) == (State.CONNECT, 0)
+    configs = [replace(peer.config, connect_retry=2.0) for peer in speaker.peers.values()]
+    speaker.set_peers(configs, cluster.network.now)
+    cluster.network.run(9)
+    assert 3 < nobody.unanswered < 7
+    assert len(cluster.events(1, Established)) == 1
+
+
+def changed(config: PeerConfig, **options: Any) -> PeerConfig:
+    transport = {name: options.pop(name) for name in ("port", "password", "local_address") if name in options}
+    return replace(config, transport=replace(config.transport, **transport), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"hold_time": 30}, {"password": b"x"}, {"port": 1790}, {"passive": True}, {"several_in": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_session_that_begins_anew_for_its_settings_loses_no_route(options: dict[str, Any]) -> None:
+    """RFC 8538: what ends it is no Hard Reset, and both sides keep the other's routes until they are told again."""
+    cluster = Cluster()
+    for number in (1, 2, 3):
+        cluster.speaker(number)
+    cluster.mesh((1, 2, 3))
+    cluster.everywhere(10, (1, 2, 3))
+    cluster.network.run(20)
+    ours = cluster.speakers[1]
+
+    def complete() -> bool:
+        assert all(cluster.known(number) == {1, 2, 3} for number in (1, 2, 3))
+        return len(cluster.events(2, Established)) == 3 and all(
+            peer.complete for speaker in cluster.speakers.values() for peer in speaker.peers.values()
+        )
+
+    ours.set_peers(
+        [changed(peer.config, **(options if name == "2" else {})) for name, peer in ours.peers.items()],
+        cluster.network.now,
+    )
+    assert cluster.network.run(60, complete)
+    cluster.network.run(1)
+    (down,) = (down for down in cluster.events(2, Down) if down.was is State.ESTABLISHED)
+    assert down.received == Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE)
+    for speaker in cluster.speakers.values():
+        assert all(rib.stale(peer.source) == 0 for rib in speaker.ribs.values() for peer in speaker.peers.values())
+    assert [len(cluster.events(number, Established)) for number in (1, 2, 3)] == [3, 3, 2]
+    negotiated = ours.peers["2"].session.negotiated
+    assert negotiated and negotiated.hold_time == 9
+
+
+def test_what_has_gone_while_a_session_began_anew_goes() -> None:
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.mesh((1, 2))
+    cluster.everywhere(10, (1, 2))
+    cluster.network.run(20)
+    ours = cluster.speakers[1]
+    ours.set_peers([changed(ours.peers["2"].config, hold_time=30)], cluster.network.now)
+    cluster.network.settle()
+    cluster.speakers[2].retract(V4, prefix(2))
+    cluster.speakers[2].retract(V6, prefix6(2))
+    assert cluster.known(1) == {1, 2}
+    cluster.until(30, {1: {1}, 2: {1}})
+
+
+@pytest.mark.parametrize("options", [{"local_asn": 64999}, {"asn": None}, {"address": address(9)}])
+def test_another_peer_by_the_same_name_begins_with_nothing(options: dict[str, Any]) -> None:
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.mesh((1, 2))
+    cluster.everywhere(10, (1, 2))
+    ours = cluster.speakers[1]
+    ours.set_peers([replace(ours.peers["2"].config, **options)], cluster.network.now)
+    ours.take(cluster.network.now)
+    assert cluster.known(1) == {1}
+
+
+def test_other_settings_start_no_session_that_is_kept_down() -> None:
+    """`shutdown-peer` holds until `start-peer`; words in the configuration are said, and end it for good."""
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.mesh((1, 2))
+    cluster.everywhere(10, (1, 2))
+    ours = cluster.speakers[1]
+    config = replace(ours.peers["2"].config, hold_time=30, shutdown="tea")
+    ours.set_peers([config], cluster.network.now)
+    cluster.until(1, {1: {1}, 2: {2}})
+    down = cluster.speakers[2].peers["1"].session.last_down
+    assert down and down.received and down.received.is_hard and down.received.text == "tea"
+    ours.set_peers([replace(config, shutdown=None, hold_time=60)], cluster.network.now)
+    cluster.everywhere(60, (1, 2))
+    ours.stop_peer("2", cluster.network.now)
+    ours.set_peers([replace(config, shutdown=None, hold_time=20)], cluster.network.now)
+    cluster.network.run(60)
+    assert not ours.peers["2"].session.started
+    assert cluster.known(1) == {1}
+
+
+def test_what_was_said_in_the_open_is_what_was_agreed_on() -> None:
+    """The settings change between our OPEN and the peer's."""
+    outputs: list[Any] = []
+    sent = Capabilities((V4, V6))
+    connection = Connection(Settings(65001, address(1), None, sent), Direction.INCOMING, outputs, lambda: 0.5)
+    connection.start(0, manual=True)
+    connection.connected(0)
+    connection.change(replace(connection.settings, capabilities=Capabilities((V6,), enhanced_refresh=True)), 0)
+    theirs = Open(65002, 90, address(2), Capabilities((V4, V6), enhanced_refresh=True))
+    connection.receive(theirs.encode() + KEEPALIVE, 1, lambda _: True)
+    (established,) = (output for output in outputs if isinstance(output, Established))
+    assert established.negotiated.sent.capabilities == sent
+    assert (established.negotiated.families, established.negotiated.enhanced_refresh) == ((V4, V6), False)
