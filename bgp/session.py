@@ -252,5 +252,5 @@ class Session:
 
     def _idle_until(self, now: float) -> float:
         self._failures += 1
-        longest = min(_FIRST_IDLE * 2 ** min(self._failures - 1, 16), self.settings.longest_idle)
+        longest: float = min(_FIRST_IDLE * 2 ** min(self._failures - 1, 16), self.settings.longest_idle)
         return now + longest * (0.5 + 0.5 * self._random())

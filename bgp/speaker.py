@@ -34,6 +34,8 @@ from bgp.decision import Metric
 from bgp.deferral import Deferral
 from bgp.fsm import State
 from bgp.judging import Judging
+from bgp.limits import PrefixLimit as PrefixLimit
+from bgp.limits import reached_limit
 from bgp.message import (
     AttributeDecoder,
     Attributes,
@@ -57,16 +59,6 @@ from bgp.route import Kind, Source
 from bgp.session import Session
 from bgp.stale import Stale
 from bgp.transport import Dropped
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixLimit:
-    """A peer has given this many prefixes: a warning, or the end of its session."""
-
-    family: Family
-    prefixes: int
-    limit: int
-    ended: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,21 +491,13 @@ class Speaker:
             self._stale.refresh_begins(peer, refresh.family, now)
 
     def _check_limit(self, peer: Peer, family: Family, now: float) -> None:
-        limit = peer.config.most_prefixes
-        if limit is None or peer.limited:
+        reached = reached_limit(peer, self.ribs[family])
+        if reached is None:
             return
-        rib = self.ribs[family]
-        held = len(rib.received(peer.source))
-        # What waits to be announced anew is on its way out. But who never says that it has told all gathers no more.
-        count = held if held > 2 * limit else held - rib.stale(peer.source)
-        if count > limit:
-            self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
-            peer.limited = True
-            peer.session.stop(now, Notification.too_many_prefixes(family, limit))
+        self._outputs.append((peer.name, reached))
+        if reached.ended:
+            peer.session.stop(now, Notification.too_many_prefixes(family, reached.limit))
             self.version += 1
-        elif count > limit * peer.config.warn_at and family not in peer.warned:
-            peer.warned.add(family)
-            self._outputs.append((peer.name, PrefixLimit(family, count, limit, False)))
 
     def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
         peer.established(negotiated)
