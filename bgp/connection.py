@@ -55,6 +55,8 @@ _FOR_GOOD = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_D
 finds broken is forwarding itself (RFC 9384 section 4).
 """
 
+_KEPT_DOWN = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED)
+
 _DEFAULT_CAPABILITIES = Capabilities()
 
 
@@ -82,6 +84,10 @@ class Settings:
     """The longest wait after repeated failures."""
     send_hold: float | None = None
     """How long TCP may take nothing of what we say; 0: for ever; None: as RFC 9687 says."""
+
+    def opening(self) -> Open:
+        """Our OPEN."""
+        return Open(self.asn, self.hold_time, self.identifier, self.capabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +168,12 @@ class Down:
         said = [each for each in (self.sent, self.received) if each is not None]
         return bool(said) and (not self.notification_restart or any(each.is_hard for each in said))
 
+    @property
+    def shut_down(self) -> bool:
+        """Whether the peer's operator keeps the session down: it will not come by itself."""
+        said = self.received and (self.received.inside or self.received)
+        return said is not None and said.code == ErrorCode.CEASE and said.subcode in _KEPT_DOWN
+
 
 # And each UPDATE and ROUTE-REFRESH as it was decoded.
 Output = Connect | Send | Close | Established | Down | Update | Refresh
@@ -184,6 +196,7 @@ class Connection:
         self.state = State.IDLE
         self.negotiated: Negotiated | None = None
         self.received_open: Open | None = None
+        self._sent_open: Open | None = None
         self.retry_count = 0
         self.unanswered = 0
         """Attempts to connect, one after the other, that nothing has come of: neither a connection nor a refusal."""
@@ -211,6 +224,12 @@ class Connection:
             self._fire(Event.MANUAL_START_PASSIVE if manual else Event.AUTOMATIC_START_PASSIVE, now)
         else:
             self._fire(Event.MANUAL_START if manual else Event.AUTOMATIC_START, now)
+
+    def change(self, settings: Settings, now: float) -> None:
+        """Other settings: for the next OPEN, and at once for a ConnectRetryTimer that runs."""
+        before, self.settings = self.settings, settings
+        if self._retry_at is not None and before.connect_retry != settings.connect_retry:
+            self._carry_out(Action.START_RETRY, now)
 
     def stop(self, now: float, notification: Notification, *, manual: bool = True) -> None:
         if self.negotiated and self.negotiated.notification_restart and notification.code == ErrorCode.CEASE:
@@ -351,8 +370,9 @@ class Connection:
             raise _open_error(OpenError.BAD_PEER_AS, f"AS {received.asn} instead of {settings.peer_asn}")
         if received.asn == settings.asn and received.identifier == settings.identifier:
             raise _open_error(OpenError.BAD_BGP_IDENTIFIER, "the peer has our own identifier")
+        assert self._sent_open is not None
         self.received_open = received
-        self.negotiated = negotiated = _negotiate(settings, self._own_open(), received, self.direction)
+        self.negotiated = negotiated = _negotiate(settings, self._sent_open, received, self.direction)
         self._hold_time = negotiated.hold_time
         attributes = self._decoders(negotiated.as4, negotiated.internal)
         self._decoder = UpdateDecoder(
@@ -368,10 +388,6 @@ class Connection:
         self._notify_with(Notification.answering(error), f"the peer is wrong: {error}")
         events = {ErrorCode.OPEN_MESSAGE: Event.OPEN_ERROR, ErrorCode.UPDATE_MESSAGE: Event.UPDATE_ERROR}
         self._fire(events.get(ErrorCode(error.code), Event.HEADER_ERROR), now)
-
-    def _own_open(self) -> Open:
-        settings = self.settings
-        return Open(settings.asn, settings.hold_time, settings.identifier, settings.capabilities)
 
     # ----------------------------------------------------------------------------------------------- the machine
 
@@ -426,7 +442,8 @@ class Connection:
         elif action is Action.SEND_OPEN:
             if self.settings.capabilities.extended_messages:
                 self._framer.most = EXTENDED_MESSAGE_SIZE
-            self._say(self._own_open().encode(), now)
+            self._sent_open = self.settings.opening()
+            self._say(self._sent_open.encode(), now)
         elif action is Action.SEND_KEEPALIVE:
             self._say(KEEPALIVE, now)
         elif action is Action.START_RETRY:
@@ -462,7 +479,7 @@ class Connection:
         self._framer = Framer()
         self._decoder = None
         self.negotiated = None
-        self.received_open = None
+        self.received_open = self._sent_open = None
         self._received = None
         self._unexpected = 0
         self._reason = ""

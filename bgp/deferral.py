@@ -1,7 +1,8 @@
 """Our own restart (RFC 4724 section 4.1): nothing is decided until the peers that were there have sent all they have.
 
 Rule: only peers that are named are awaited, those that stood before the restart; one that cannot restart gracefully,
-restarts itself, or does not carry a family any more, is awaited no longer, and nobody when the time is over.
+restarts itself, or does not carry a family any more, is awaited no longer, nor one that is kept down, here or by its
+own operator, or is no peer any more; and nobody when the time is over.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ class Deferral:
     """Which peers each family still waits for."""
 
     def __init__(self, families: Iterable[Family], names: Iterable[str], ends: float) -> None:
-        self._names = frozenset(names)
-        self._awaited = {family: set(self._names) for family in families} if self._names else {}
+        awaited = frozenset(names)
+        self._awaited = {family: set(awaited) for family in families} if awaited else {}
         self._ends = ends
 
     def __bool__(self) -> bool:
@@ -26,6 +27,11 @@ class Deferral:
     def __contains__(self, family: Family) -> bool:
         """Whether that family is."""
         return family in self._awaited
+
+    @property
+    def names(self) -> set[str]:
+        """Who is awaited in some family."""
+        return set().union(*self._awaited.values())
 
     @property
     def ends(self) -> float | None:

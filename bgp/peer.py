@@ -107,6 +107,10 @@ class PeerConfig:
     bfd: Bfd | None = None
     """Whether and how BFD watches over the peer."""
 
+    def same_peer(self, other: PeerConfig) -> bool:
+        """Whether routes that one has told can be kept for the other, while a session begins anew."""
+        return (self.address, self.asn, self.local_asn) == (other.address, other.asn, other.local_asn)
+
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""
         if (self.several_out is None) is not (other.several_out is None):
@@ -287,10 +291,12 @@ class Peer:
 
     def _refused(self, attributes: Attributes) -> str:
         """Why the protocol forbids the route; empty when it does not."""
-        own = self.local_asn
         path = attributes.as_path
-        if path and sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
-            return f"our AS {own} is in the path"
+        if path:
+            # Towards others we are the speaker's AS: each of the two is counted for itself, as BIRD and FRR do.
+            for own in {self.local_asn, self.speaker.asn}:
+                if sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
+                    return f"our AS {own} is in the path"
         for _, address in self._addresses:
             if attributes.next_hop[:16] == address:
                 return "we are the next hop"
@@ -338,13 +344,15 @@ def capabilities(
     )
 
 
-def session_settings(speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool) -> Settings:
+def session_settings(
+    speaker: SpeakerConfig, config: PeerConfig, *, restarting: bool, stood: bool = False
+) -> Settings:
     """What the peer's session is told."""
     return Settings(
         config.local_asn or speaker.asn,
         speaker.identifier,
         config.asn,
-        capabilities(speaker, config, restarting=restarting),
+        capabilities(speaker, config, restarting=restarting, stood=stood),
         config.hold_time,
         config.connect_retry,
         config.passive,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from bgp.message.nlri import parse_address
 from bgp.peer import Peer, PeerConfig
 from bgp.ranges import PeerRange, range_of
 from bgp.route import Source
@@ -20,9 +21,11 @@ class Difference:
 
     gone: list[str] = field(default_factory=list)
     """They are nobody's peers any more."""
-    anew: list[str] = field(default_factory=list)
-    """What has changed of them is agreed on when a session begins: the listed ones are among `new` too."""
-    other: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    """Another peer has the name now: the listed ones are among `new` too."""
+    anew: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
+    """Other settings that are agreed on when a session begins."""
+    changed: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
     """Other settings, or another range that says them, under a session that goes on."""
     new: list[PeerConfig] = field(default_factory=list)
 
@@ -75,6 +78,13 @@ class Peers(Mapping[str, Peer]):
         members = sum(peer.within is not None and peer.within.name == within.name for peer in self._by_name.values())
         return None if members >= within.limit or config.name in self._by_name else (config, within)
 
+    def may_come(self, name: str) -> bool:
+        """Whether one of a range may be a peer by that name, which is its address."""
+        try:
+            return range_of(self.ranges, parse_address(name)) is not None
+        except ValueError:
+            return False
+
     def transports(self) -> Iterator[tuple[bytes, int | None, Transport]]:
         """For the listening sockets: each peer's address, None, transport; a range's address, length, transport."""
         for peer in self._by_name.values():
@@ -98,10 +108,12 @@ class Peers(Mapping[str, Peer]):
                     config = within.member(address)
             if config is None:
                 found.gone.append(name)
+            elif not peer.config.same_peer(config):
+                found.others.append(name)
             elif config != peer.config and not peer.config.same_session(config):
-                found.anew.append(name)
+                found.anew.append((peer, config, within))
             elif config != peer.config or within is not peer.within:
-                found.other.append((peer, config, within))
-        over = {*found.gone, *found.anew}
+                found.changed.append((peer, config, within))
+        over = {*found.gone, *found.others}
         found.new = [config for name, config in wanted.items() if name not in self._by_name or name in over]
         return found

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bgp.connection import Close, Connection, Direction, Down, Established, Negotiated, Output, Send, Settings
 from bgp.fsm import State
-from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, Notification, Open
+from bgp.message import AttributeDecoder, Capabilities, Cease, ErrorCode, LocalError, Notification
 from bgp.recorder import Recorder
 
 _FIRST_IDLE = 1.0
@@ -33,7 +33,7 @@ class Session:
         decoders: Callable[[bool, bool], AttributeDecoder] | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        Open(settings.asn, settings.hold_time, settings.identifier, settings.capabilities).encode()
+        settings.opening().encode()
         self.settings = settings
         self.started = False
         self.last_down: Down | None = None
@@ -119,11 +119,29 @@ class Session:
                 return
         raise LocalError(f"the session is {self.state.name}, not ESTABLISHED")
 
-    def change_capabilities(self, capabilities: Capabilities) -> None:
-        """What the next OPEN says; a session that stands goes on with what it has agreed on."""
-        self.settings = replace(self.settings, capabilities=capabilities)
+    def change(self, settings: Settings, now: float) -> None:
+        """Other settings, for the next OPEN and the next attempt; a session that stands goes on with what it has.
+
+        Raises LocalError for what does not fit an OPEN.
+        """
+        settings.opening().encode()
+        self.settings = settings
         for connection in self._connections.values():
-            connection.settings = self.settings
+            connection.change(settings, now)
+
+    def renew(self, settings: Settings, notification: Notification, now: float) -> None:
+        """End what there is, attempts too, and begin anew with other settings, once the peer has heard of it."""
+        self.change(settings, now)
+        if self.started:
+            self._failures = 0
+            self._start_at = self._idle_until(now)
+        for connection in self._connections.values():
+            connection.stop(now, notification, manual=False)
+        self._after(now)
+
+    def change_capabilities(self, capabilities: Capabilities) -> None:
+        """What the next OPEN says."""
+        self.change(replace(self.settings, capabilities=capabilities), 0.0)  # no timer is concerned
 
     # ------------------------------------------------------------------------------------------------- the world
 
@@ -230,6 +248,9 @@ class Session:
         if down.sent is None and self._incoming.state is State.IDLE and self._outgoing.state < State.OPEN_SENT:
             self._incoming.start(now, manual=False)
         if self._start_at is None:
-            self._failures += 1
-            longest = min(_FIRST_IDLE * 2 ** min(self._failures - 1, 16), self.settings.longest_idle)
-            self._start_at = now + longest * (0.5 + 0.5 * self._random())
+            self._start_at = self._idle_until(now)
+
+    def _idle_until(self, now: float) -> float:
+        self._failures += 1
+        longest: float = min(_FIRST_IDLE * 2 ** min(self._failures - 1, 16), self.settings.longest_idle)
+        return now + longest * (0.5 + 0.5 * self._random())

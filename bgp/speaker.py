@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bgp.advertising import Advertising
 from bgp.connection import (
@@ -34,6 +34,8 @@ from bgp.decision import Metric
 from bgp.deferral import Deferral
 from bgp.fsm import State
 from bgp.judging import Judging
+from bgp.limits import PrefixLimit as PrefixLimit
+from bgp.limits import reached_limit
 from bgp.message import (
     AttributeDecoder,
     Attributes,
@@ -60,20 +62,11 @@ from bgp.transport import Dropped
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixLimit:
-    """A peer has given this many prefixes: a warning, or the end of its session."""
-
-    family: Family
-    prefixes: int
-    limit: int
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Complete:
     """A peer has sent End-of-RIB in every family of the session: it has told us all that it has."""
 
 
+_OTHER_CONFIGURATION = Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE)
 _SETTLED = 10.0
 """Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
 
@@ -162,7 +155,8 @@ class Speaker:
     def set_peers(self, configs: Iterable[PeerConfig], now: float, ranges: Iterable[PeerRange] = ()) -> None:
         """Make the peers these, those of the ranges, and no others.
 
-        Only sessions whose own settings have changed are begun anew.
+        Only sessions whose own settings have changed are begun anew, and where graceful restart holds for such an end
+        (RFC 8538) no route is lost by it.
         """
         self._now = now
         self.peers.ranges = tuple(ranges)
@@ -170,13 +164,19 @@ class Speaker:
         difference = self.peers.compared(configs, self.peers.ranges)
         for name in difference.gone:
             self.remove_peer(name, now)
-        for name in difference.anew:
-            self.remove_peer(name, now, Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE))
-        for peer, config, within in difference.other:
+        for name in difference.others:
+            self.remove_peer(name, now, _OTHER_CONFIGURATION)
+        for peer, config, within in difference.anew:
+            peer.within = within
+            self._renew(peer, config, now)
+        for peer, config, within in difference.changed:
             peer.within = within
             self._reconfigure(peer, config, now)
         for config in difference.new:
             self.add_peer(config, now)
+        for name in self.deferral.names - self.peers.keys():
+            if not self.peers.may_come(name):
+                self._no_longer_awaited(name)
 
     def set_config(self, config: SpeakerConfig, now: float) -> None:
         """Other settings for the speaker; sessions stand. Raises LocalError for what cannot change under them."""
@@ -266,6 +266,23 @@ class Speaker:
             return self._add(config, now, within).name
         return name
 
+    def superseded(self, name: str, now: float) -> bool:
+        """A peer connects whose session stands. True: that has ended, for the peer has restarted.
+
+        It would not connect else (RFC 4724 section 5). The caller carries out what is to be done, for the old
+        connection, and then takes the new one: `incoming`, `accepted`.
+        """
+        peer = self.peers.get(name)
+        negotiated = peer.session.negotiated if peer else None
+        if peer is None or negotiated is None or now - peer.since <= _SETTLED:
+            return False
+        restart = negotiated.received.capabilities.graceful_restart
+        if restart is None or not restart.preserved:
+            return False
+        peer.session.failed(negotiated.direction, now, "the peer has restarted")
+        self._touched(peer, now)
+        return True
+
     def accepted(self, name: str, now: float, local: bytes = b"") -> bool:
         """A peer has connected, to our address `local`.
 
@@ -273,13 +290,6 @@ class Speaker:
         """
         peer = self.peers.get(name)
         if peer is None:
-            return False
-        negotiated = peer.session.negotiated
-        settled = now - peer.since > _SETTLED
-        if negotiated and settled and negotiated.received.capabilities.graceful_restart:
-            # It would not connect if it had not restarted (RFC 4724 section 4.2). It will try again in a moment.
-            peer.session.failed(negotiated.direction, now, "the peer has restarted")
-            self._touched(peer, now)
             return False
         taken = peer.session.accepted(now)
         if taken:
@@ -416,6 +426,8 @@ class Speaker:
     def _touched(self, peer: Peer, now: float) -> None:
         """After each event of a peer: hear what its session says, and set its timer."""
         self._collect(peer, now)
+        if self.deferral and not peer.session.started:
+            self._no_longer_awaited(peer.name)
         deadlines = (peer.session.deadline(), self._stale.deadline(peer))
         deadline = min((at for at in deadlines if at is not None), default=None)
         # A timer that is set too early costs one look, and nearly every message moves the real one on.
@@ -439,6 +451,8 @@ class Speaker:
             elif isinstance(output, Down):
                 if output.was is State.ESTABLISHED:
                     self._went_down(peer, output, now)
+                if output.shut_down:
+                    self._no_longer_awaited(peer.name)
                 if peer.within is not None:
                     self._leaving[peer.name] = None
             self._outputs.append((peer.name, output))
@@ -477,18 +491,13 @@ class Speaker:
             self._stale.refresh_begins(peer, refresh.family, now)
 
     def _check_limit(self, peer: Peer, family: Family, now: float) -> None:
-        limit = peer.config.most_prefixes
-        if limit is None or peer.limited:
+        reached = reached_limit(peer, self.ribs[family])
+        if reached is None:
             return
-        count = len(self.ribs[family].received(peer.source))
-        if count > limit:
-            self._outputs.append((peer.name, PrefixLimit(family, count, limit, True)))
-            peer.limited = True
-            peer.session.stop(now, Notification.too_many_prefixes(family, limit))
+        self._outputs.append((peer.name, reached))
+        if reached.ended:
+            peer.session.stop(now, Notification.too_many_prefixes(family, reached.limit))
             self.version += 1
-        elif count > limit * peer.config.warn_at and family not in peer.warned:
-            peer.warned.add(family)
-            self._outputs.append((peer.name, PrefixLimit(family, count, limit, False)))
 
     def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
         peer.established(negotiated)
@@ -562,6 +571,15 @@ class Speaker:
 
     # ------------------------------------------------------------------------------------------------------- changes
 
+    def _renew(self, peer: Peer, config: PeerConfig, now: float) -> None:
+        """New settings that are agreed on when a session begins: it begins anew, unless it is kept down."""
+        if config.shutdown is not None and peer.config.shutdown is None:
+            self.stop_peer(peer.name, now, config.shutdown)
+        settings = session_settings(self.config, config, restarting=bool(self.deferral), stood=peer.stood)
+        peer.session.renew(settings, _OTHER_CONFIGURATION, now)
+        self._touched(peer, now)
+        self._reconfigure(peer, config, now)
+
     def _reconfigure(self, peer: Peer, config: PeerConfig, now: float) -> None:
         """New settings for a session that goes on: its role, its policies."""
         before = peer.config
@@ -572,6 +590,9 @@ class Speaker:
             self.start_peer(peer.name, now)
         if before.most_prefixes != config.most_prefixes:
             self._limit_changed(peer, now)
+        if before.connect_retry != config.connect_retry:
+            peer.session.change(replace(peer.session.settings, connect_retry=config.connect_retry), now)
+            self._touched(peer, now)
         imports = ("import_policy", "allowed_own_as", "enforce_first_as", "accept_default")
         if any(getattr(before, name) != getattr(config, name) for name in imports):
             self._judging.again(peer)

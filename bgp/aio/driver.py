@@ -324,6 +324,9 @@ class Driver:
     def _arrived(self, sock: socket.socket, address: bytes) -> None:
         now = self._loop.time()
         name = self.speaker.incoming(address, now)
+        if name is not None and self.speaker.superseded(name, now):
+            self._carry_out()
+            name = self.speaker.incoming(address, now)  # one of a range may be none any more
         if name is None:
             self.refused += 1
             sock.close()

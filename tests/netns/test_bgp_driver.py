@@ -19,10 +19,12 @@ from bgp.message import (
     Attributes,
     Cease,
     ErrorCode,
+    GracefulRestart,
     MessageType,
     Notification,
     decode_notification,
     encode_announcement,
+    encode_end_of_rib,
     nlri,
 )
 from bgp.peer import PeerConfig
@@ -202,6 +204,29 @@ async def test_a_second_connection_is_refused_with_a_reason() -> None:
         second.close()
         assert speaker.stands(2)
         first.sock.close()
+
+
+async def test_a_peer_that_has_restarted_comes_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old connection still stands here: it is closed, and the new one is taken in its place."""
+    monkeypatch.setattr("bgp.speaker._SETTLED", 0.0)
+    speaker = Host(1)
+    async with running(speaker):
+        speaker.peer(2, passive=True)
+        speaker.driver.wake()
+        restart = GracefulRestart(120, False, ((V4, True),))
+        first = await asyncio.to_thread(Probe.connect, 2, 1, restart=restart)
+        route = Attributes(0, next_hop=at(2), local_pref=100)
+        first.sock.sendall(b"".join(encode_announcement(V4, route, [prefix(1), prefix(2)], as4=True)))
+        await eventually(lambda: speaker.known() == {prefix(1), prefix(2)}, timeout=PATIENCE)
+        second = await asyncio.to_thread(Probe.connect, 2, 1, restart=replace(restart, restarting=True))
+        await eventually(lambda: speaker.established() == 2, timeout=PATIENCE)
+        assert list(speaker.driver.channels("2")) == [Direction.INCOMING]
+        assert speaker.known() == {prefix(1), prefix(2)}
+        second.sock.sendall(b"".join([*encode_announcement(V4, route, [prefix(1)], as4=True), encode_end_of_rib(V4)]))
+        await eventually(lambda: speaker.known() == {prefix(1)}, timeout=PATIENCE)
+        await asyncio.to_thread(lambda: list(first.messages()))  # until it is closed
+        for probe in (first, second):
+            probe.sock.close()
 
 
 async def test_peers_by_prefix_come_and_go_up_to_the_limit() -> None:

@@ -18,6 +18,7 @@ from bgp.session import Session
 class Node(Protocol):
     """What the network drives: a speaker, or one session. Peers are named by the nodes' names."""
 
+    def superseded(self, peer: str, now: float) -> bool: ...
     def accepted(self, peer: str, now: float) -> bool: ...
     def connected(self, peer: str, now: float) -> None: ...
     def failed(self, peer: str, direction: Direction, now: float, reason: str = "") -> None: ...
@@ -33,6 +34,9 @@ class OneSession:
     def __init__(self, session: Session, peer: str) -> None:
         self.session = session
         self.peer = peer
+
+    def superseded(self, peer: str, now: float) -> bool:
+        return False
 
     def accepted(self, peer: str, now: float) -> bool:
         return self.session.accepted(now)
@@ -179,6 +183,8 @@ class Network:
         if self._attempt.get((name, peer)) is not attempt or frozenset((name, peer)) in self.cut:
             return
         node, near = self.nodes.get(peer), (name, peer, Direction.OUTGOING)
+        if node is not None and node.superseded(name, self.now):
+            self._touched(peer)
         taken = node is not None and node.accepted(name, self.now)
         if not taken:
             self._touched(peer)

@@ -24,6 +24,7 @@ from bgp.message import (
     Capabilities,
     Family,
     Framer,
+    GracefulRestart,
     MessageType,
     Open,
     UpdateDecoder,
@@ -120,12 +121,18 @@ class Probe:
     """A BGP session by hand on a blocking socket, for another thread or for a namespace's own."""
 
     def __init__(
-        self, sock: socket.socket, number: int, asn: int = ASN, hold_time: int = 30, timeout: float = 30.0
+        self,
+        sock: socket.socket,
+        number: int,
+        asn: int = ASN,
+        hold_time: int = 30,
+        timeout: float = 30.0,
+        restart: GracefulRestart | None = None,
     ) -> None:
         self.sock = sock
         self.framer = Framer()
         sock.settimeout(timeout)
-        opening = Open(asn, hold_time, at(number), Capabilities(tuple(Family)))
+        opening = Open(asn, hold_time, at(number), Capabilities(tuple(Family), graceful_restart=restart))
         sock.sendall(opening.encode() + KEEPALIVE)
         self._waiting: deque[tuple[int, bytes]] = deque()
         while next(self.messages())[0] != MessageType.KEEPALIVE:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bgp.connection import Down
+from bgp.fsm import State
 from bgp.speaker import Complete
 from tests.unit.test_bgp_speaker import V4, V6, Cluster, prefix
 
@@ -145,7 +147,30 @@ def test_a_restart_that_the_old_connection_does_not_tell_of_is_found_by_the_new_
     cluster.network.cut.add(frozenset("12"))
     cluster.crash(1)
     cluster.network.cut.clear()
-    assert cluster.speakers[2].peers["1"].session.negotiated is not None
+    peer = cluster.speakers[2].peers["1"]
+    before = peer.session.negotiated
+    assert before is not None
+    cluster.speakers[2].take_changes()
     restarted(cluster, 1, 2)
-    cluster.until(8, {1: {1, 2}, 2: {1, 2}})  # sooner than the hold time is over
+    # Its first connection is taken (section 5): a refusal would make a peer wait, BIRD a minute.
+    assert cluster.network.run(0.5, lambda: peer.session.negotiated not in (None, before))
+    cluster.until(1, {1: {1, 2}, 2: {1, 2}})
+    assert all(all(some.values()) for some in cluster.speakers[2].take_changes().values())
+    assert [down.reason for down in cluster.events(2, Down) if down.was is State.ESTABLISHED] == [
+        "the peer has restarted"
+    ]
+    assert peer.flaps == 1
+    assert cluster.speakers[2].ribs[V4].stale(peer.source) == 0
+
+
+def test_a_second_connection_of_a_peer_without_graceful_restart_is_none_of_a_restarted_one() -> None:
+    cluster = Cluster()
+    cluster.speaker(1, restart_time=0)
+    speaker = cluster.speaker(2)
+    cluster.mesh((1, 2))
+    cluster.network.run(20)
+    assert not speaker.superseded("1", cluster.network.now)
+    assert not speaker.accepted("1", cluster.network.now)
+    assert not speaker.superseded("9", cluster.network.now)
+    assert speaker.peers["1"].session.negotiated is not None
     assert cluster.speakers[2].peers["1"].session.last_down is not None

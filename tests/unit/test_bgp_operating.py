@@ -52,6 +52,9 @@ class _ByAddress:
     def __init__(self, speaker: Any) -> None:
         self.speaker = speaker
 
+    def superseded(self, peer: str, now: float) -> bool:
+        return bool(self.speaker.superseded(f"192.0.2.{peer}", now))
+
     def accepted(self, peer: str, now: float) -> bool:
         name = self.speaker.incoming(address(int(peer)), now)
         return name is not None and self.speaker.accepted(name, now)

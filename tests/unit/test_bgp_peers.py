@@ -43,7 +43,7 @@ def peers() -> Peers:
 
 def test_nothing_differs_from_itself(peers: Peers) -> None:
     found = peers.compared([A, replace(B)], (CLIENTS,))
-    assert (found.gone, found.anew, found.other, found.new) == ([], [], [], [])
+    assert (found.gone, found.anew, found.changed, found.new) == ([], [], [], [])
 
 
 def test_who_is_not_listed_any_more_is_gone(peers: Peers) -> None:
@@ -54,13 +54,20 @@ def test_who_is_not_listed_any_more_is_gone(peers: Peers) -> None:
 def test_what_is_agreed_on_begins_a_session_anew(peers: Peers) -> None:
     other = replace(A, hold_time=30.0)
     found = peers.compared([other, B], (CLIENTS,))
-    assert (found.anew, found.new, found.gone, found.other) == (["a"], [other], [], [])
+    assert found.anew == [(peers["a"], other, None)]
+    assert (found.others, found.new, found.gone, found.changed) == ([], [], [], [])
+
+
+def test_another_peer_may_have_the_name(peers: Peers) -> None:
+    other = replace(A, asn=65009)
+    found = peers.compared([other, B], (CLIENTS,))
+    assert (found.others, found.new, found.gone, found.anew) == (["a"], [other], [], [])
 
 
 def test_what_is_ours_to_know_changes_under_a_session(peers: Peers) -> None:
     other = replace(A, client=True)
     found = peers.compared([other, B], (CLIENTS,))
-    assert found.other == [(peers["a"], other, None)]
+    assert found.changed == [(peers["a"], other, None)]
     assert (found.anew, found.new, found.gone) == ([], [], [])
 
 
@@ -71,10 +78,13 @@ def test_a_client_goes_with_its_range(peers: Peers) -> None:
 def test_a_client_follows_the_template_of_its_range(peers: Peers) -> None:
     there = replace(CLIENTS, template=replace(CLIENTS.template, client=True))
     found = peers.compared([A, B], (there,))
-    assert found.other == [(peers["192.0.2.7"], there.member(bytes((192, 0, 2, 7))), there)]
+    assert found.changed == [(peers["192.0.2.7"], there.member(bytes((192, 0, 2, 7))), there)]
     shorter = replace(CLIENTS, template=replace(CLIENTS.template, hold_time=30.0))
     found = peers.compared([A, B], (shorter,))
-    assert (found.anew, found.new) == (["192.0.2.7"], []), "it comes by itself"
+    assert found.anew == [(peers["192.0.2.7"], shorter.member(bytes((192, 0, 2, 7))), shorter)]
+    another = replace(CLIENTS, template=replace(CLIENTS.template, asn=65009))
+    found = peers.compared([A, B], (another,))
+    assert (found.others, found.new) == (["192.0.2.7"], []), "it comes by itself"
 
 
 def test_a_client_goes_when_a_narrower_range_has_its_address(peers: Peers) -> None:
