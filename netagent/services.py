@@ -1,8 +1,9 @@
 """Runs what a backend has beside its plan: the udp engine, the BGP speaker.
 
-Rules: a service that raises is started again with jittered back-off and is reported, and never takes the agent
-down; while it is away its kernel objects stay. Cancelling `run` is the agent going away: what carries traffic stays.
-`end` is the backend no longer wanted: what the service published is withdrawn, and it stops.
+Rules: a service that raises is started again with jittered back-off, or at once when what it works with changes; it
+is reported, and never takes the agent down; while it is away its kernel objects stay. Cancelling `run` is the agent
+going away: what carries traffic stays. `end` is the backend no longer wanted: what the service published is
+withdrawn, and it stops.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Runner:
         self._service: Service | None = None
         self._task: asyncio.Task[None] | None = None
         self._error = ""
+        self._context: Context | None = None
+        self._changed = asyncio.Event()
 
     @property
     def serves(self) -> bool:
@@ -98,6 +101,7 @@ class Runner:
         service = self.backend.service(context, self.port)
         if service is None:
             return
+        self._context = context
         service.configure(context)
         service.nodes(nodes)
         service.peers({}, (), whole=True)
@@ -107,6 +111,9 @@ class Runner:
     def configure(self, context: Context) -> None:
         if self._service is not None:
             self._service.configure(context)
+            if context != self._context:
+                self._context = context
+                self._changed.set()
 
     def peers(self, changed: Mapping[str, Lease], removed: Iterable[str]) -> None:
         if self._service is not None:
@@ -170,5 +177,10 @@ class Runner:
                 log.exception("the %s service failed", self.backend.name)
             if asyncio.get_running_loop().time() - started > BACKOFF_MAX:
                 delay = BACKOFF_FIRST
-            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311
-            delay = min(delay * 2, BACKOFF_MAX)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(delay * random.uniform(0.5, 1.5)):  # noqa: S311
+                    await self._changed.wait()
+                delay = BACKOFF_FIRST
+            except TimeoutError:
+                delay = min(delay * 2, BACKOFF_MAX)

@@ -25,6 +25,7 @@ from bgp.transport import NO_TCP_AO
 from netagent.contract import Options
 from netagent.errors import ConfigError
 from netagent.model import Finding
+from netagent.network_config import nearest
 
 DEFAULT_AS = 64512  # the first that RFC 6996 sets aside for private use; Calico's default too
 DEFAULT_PORT = 179
@@ -35,6 +36,9 @@ LONGEST_LONG_LIVED = 0xFFFFFF  # RFC 9494: 24 bits
 ENCAPSULATIONS = ("none", "vxlan", "vxlan-cross-subnet", "ipip", "ipip-cross-subnet")
 EVERY_NODE = "*"
 LEAST_BFD, LONGEST_BFD = LEAST_INTERVAL // 1000, LONGEST_INTERVAL // 1000  # milliseconds
+LONGEST_NAME = 100  # of a router
+BROADCAST = ipaddress.IPv4Address(0xFFFFFFFF)
+_SHOWN = 80  # characters of a bad value that are shown
 
 
 class Announcement(msgspec.Struct, frozen=True):
@@ -220,6 +224,13 @@ def selects(selector: str, name: str, labels: Collection[str]) -> bool:
     return selector in (EVERY_NODE, name) or selector in labels
 
 
+def _meant(key: str, known: tuple[str, ...]) -> str:
+    """The option that somebody who writes `key` has probably in mind, "" if none is near."""
+    spelt = key.lower().replace("-", "").replace("_", "")
+    called = _ALSO_CALLED.get(spelt, "")
+    return called if called in known else nearest(spelt, known)
+
+
 def _joined(first: tuple[Any, ...], more: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys((*first, *(item for some in more for item in some))))
 
@@ -261,6 +272,26 @@ _TOP = (
     *("AS", "Port", "Mesh", "Reflectors", "ClusterID", "Routers", "Nodes", "Announce", "Communities"),
     *("PasswordFile", "HoldTime", "RestartTime", "LongLivedTime", "Encapsulation", "VNI", "VXLANPort", "MTU", "BFD"),
 )
+# What Calico, BIRD and FRR call it.
+_ALSO_CALLED = {
+    other: name
+    for name, others in {
+        "AS": "asnumber asn peeras remoteas",
+        "Address": "peerip neighbor neighbour ip",
+        "AllowOwnAS": "numallowedlocalasnumbers allowasin",
+        "Announce": "prefixadvertisements serviceclusterips advertise",
+        "LocalAS": "localasnumber",
+        "Match": "nodeselector node selector label",
+        "Mesh": "nodetonodemesh nodetonodemeshenabled fullmesh",
+        "NextHop": "nexthopmode nexthopself keeporiginalnexthop",
+        "PasswordFile": "password md5 secret",
+        "Port": "listenport",
+        "Reflectors": "routereflectors",
+        "RestartTime": "maxrestarttime gracefulrestart",
+        "Routers": "peers peer neighbors neighbours",
+    }.items()
+    for other in others.split()
+}
 _SEVERAL = ("none", "receive", "send", "both")
 _RULE = ("Match", *_COMMON, "BFD")
 _BFD = ("MinTx", "MinRx", "Multiplier")
@@ -305,11 +336,7 @@ def _routers(reader: _Reader) -> tuple[Router, ...]:
 
 
 def _router(reader: _Reader) -> Router:
-    address = reader.text("Address", "")
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        reader.fail("Address", address, "is no address of a router", "Write one such as 192.168.60.1")
+    parsed = reader.host("Address")
     if "AS" not in reader.values:
         reader.fail("AS", "", "is missing", "Write the router's AS number")
     ttl_security = reader.number("TTLSecurity", 0, 255, 0)
@@ -329,7 +356,7 @@ def _router(reader: _Reader) -> Router:
             "ExtendedNextHop", "true", "is for sessions over IPv6", "Write the router's IPv6 address as Address"
         )
     return Router(
-        name=reader.text("Name", "") or str(parsed),
+        name=reader.name("Name") or str(parsed),
         address=str(parsed),
         asn=reader.number("AS", 1, 0xFFFFFFFF, 0),
         port=reader.number("Port", 1, 0xFFFF, DEFAULT_PORT),
@@ -359,6 +386,8 @@ def _announcements(reader: _Reader) -> tuple[Announcement, ...]:
             prefix = ipaddress.ip_network(text)
         except ValueError as error:
             each.fail("Prefix", text, f"is no prefix: {error}", "Write one such as 10.96.0.0/12, host bits zero")
+        if "%" in text:
+            each.fail("Prefix", text, "names an interface, which is this host's alone", "Write the prefix without it")
         if not prefix.prefixlen:
             each.fail("Prefix", text, "is the default route, which is never announced", "Announce what is behind it")
         found[str(prefix)] = Announcement(str(prefix), each.communities(), each.large_communities())
@@ -376,26 +405,34 @@ class _Reader:
         self.findings = findings
         names = {name.lower(): name for name in known}
         self.values: dict[str, Any] = {}
+        seen: dict[str, str] = {}
         for key, value in raw.items():
+            if (first := seen.setdefault(key.lower(), key)) != key:
+                problem = f"{first} and {key}: the key is given twice (its case does not matter)"
+                raise ConfigError(problem, where=f"{where}.{key}", remedy="Keep one of them")
             name = names.get(key.lower())
             if name is None and key.lower().replace("-", "").replace("_", "").startswith("tcpao"):
                 remedy = "Use PasswordFile (TCP MD5), and TTLSecurity (GTSM) for routers; take this option away"
                 raise ConfigError(NO_TCP_AO, where=f"{where}.{key}", remedy=remedy)
             if name is None:
+                near = _meant(key, known)
                 findings.append(
                     Finding(
                         code="config-unknown-key",
                         subject=f"{where}.{key}",
                         message=f"the bgp backend has no option {key!r} there; it is ignored",
                         evidence=f"{key} = {value!r}"[:200],
-                        remedy="known options: " + ", ".join(known),
+                        remedy=f"did you mean {near}?" if near else "known options: " + ", ".join(known),
                     )
                 )
             elif value is not None:
                 self.values[name] = value
 
     def fail(self, key: str, value: object, problem: str, remedy: str) -> NoReturn:
-        raise ConfigError(f"{value!r} {problem}", where=f"{self.where}.{key}", remedy=remedy)
+        shown = repr(value)
+        if len(shown) > _SHOWN:
+            shown = shown[:_SHOWN] + "..."
+        raise ConfigError(f"{shown} {problem}", where=f"{self.where}.{key}", remedy=remedy)
 
     def number(self, key: str, low: int, high: int, default: int) -> int:
         if key not in self.values:
@@ -443,9 +480,30 @@ class _Reader:
 
     def path(self, key: str) -> str:
         value = self.text(key, "")
-        if value and not value.startswith("/"):
+        if value and not (value.startswith("/") and value.isprintable()):
             self.fail(key, value, "is not an absolute path", "Write a path such as /etc/netagent/bgp-password")
         return value
+
+    def name(self, key: str) -> str:
+        """What views and log lines call it."""
+        value = self.text(key, "")
+        if not value.isprintable() or len(value) > LONGEST_NAME:
+            self.fail(key, value, "is no name", f"Write up to {LONGEST_NAME} characters that can be printed")
+        return value
+
+    def host(self, key: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """An address that a session can be opened to."""
+        value, example = self.text(key, ""), "Write one such as 192.168.60.1"
+        try:
+            found = ipaddress.ip_address(value)
+        except ValueError:
+            self.fail(key, value, "is no address of a router", example)
+        if found.version == 6 and (found.is_link_local or found.ipv4_mapped is not None):
+            problem = "is no address that a session can be opened to: it is link-local, or IPv4 written as IPv6"
+            self.fail(key, value, problem, "Write the router's global address, or its IPv4 address")
+        if found.is_multicast or found.is_unspecified or found == BROADCAST:
+            self.fail(key, value, "is no address of a router", example)
+        return found
 
     def identifier(self, key: str) -> str:
         """Four octets written like an IPv4 address."""
@@ -488,7 +546,11 @@ class _Reader:
             if named is not None:
                 yield int(named)
                 continue
-            parts = [int(part) if part.isascii() and part.isdigit() else -1 for part in text.split(":")]
+            # Ten digits are as many as any of the numbers has; Python refuses to read thousands.
+            digits = (
+                part if part.isascii() and part.isdigit() and len(part) <= 10 else "-1" for part in text.split(":")
+            )
+            parts = [int(part) for part in digits]
             if len(parts) == 2 and all(0 <= part <= 0xFFFF for part in parts):
                 yield parts[0] << 16 | parts[1]
             elif len(parts) == 3 and all(0 <= part <= 0xFFFFFFFF for part in parts):

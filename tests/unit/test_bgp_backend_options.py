@@ -110,6 +110,16 @@ def test_everything_is_read_in_any_case() -> None:
         ({"Nodes": ["h1"]}, "Backend.Nodes[0]", "object"),
         ({"MTU": 500}, "Backend.MTU", "out of range"),
         ({"VNI": 0}, "Backend.VNI", "out of range"),
+        ({"Routers": [{"Address": "fe80::1%eth0", "AS": 1}]}, "Backend.Routers[0].Address", "link-local"),
+        ({"Routers": [{"Address": "::ffff:192.0.2.1", "AS": 1}]}, "Backend.Routers[0].Address", "written as IPv6"),
+        ({"Routers": [{"Address": "224.0.0.5", "AS": 1}]}, "Backend.Routers[0].Address", "no address"),
+        ({"Routers": [{"Address": "255.255.255.255", "AS": 1}]}, "Backend.Routers[0].Address", "no address"),
+        ({"Routers": [{"Address": "::", "AS": 1}]}, "Backend.Routers[0].Address", "no address"),
+        ({"Routers": [{"Name": "a\n", "Address": "192.0.2.1", "AS": 1}]}, "Backend.Routers[0].Name", "no name"),
+        ({"Announce": ["fe80::1%eth0"]}, "Backend.Announce[0].Prefix", "interface"),
+        ({"Communities": ["1:" + "2" * 5000]}, "Backend.Communities", "no community"),
+        ({"PasswordFile": "/etc/\0"}, "Backend.PasswordFile", "absolute path"),
+        ({"Nodes": [{"Match": "*", "AS": 1, "as": 2}]}, "Backend.Nodes[0].as", "AS and as: the key is given twice"),
     ],
     ids=str,
 )
@@ -124,3 +134,31 @@ def test_a_bad_option_is_told_with_its_place(raw: dict[str, Any], where: str, wo
 def test_unknown_keys_are_told_wherever_they_stand() -> None:
     raw = {"Routers": [{"Address": "192.0.2.1", "AS": 1, "Colour": "red"}], "Nodes": [{"Match": "*", "Mesh": True}]}
     assert [f.subject for f in parse(raw).findings] == ["Backend.Routers[0].Colour", "Backend.Nodes[0].Mesh"]
+
+
+def test_a_long_value_is_told_in_part() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"Encapsulation": "x" * 100_000})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("raw", "near"),
+    [
+        ({"asNumber": 1}, "AS"),
+        ({"HoldTimer": 9}, "HoldTime"),
+        ({"nodeToNodeMesh": True}, "Mesh"),
+        ({"password-file": "/x"}, "PasswordFile"),
+        ({"BFD": {"MinTX2": 1}}, "MinTx"),
+        ({"Routers": [{"Address": "192.0.2.1", "AS": 1, "Max-Prefix": 1}]}, "MaxPrefixes"),
+    ],
+    ids=str,
+)
+def test_an_unknown_key_is_told_with_the_nearest(raw: dict[str, Any], near: str) -> None:
+    (finding,) = parse(raw).findings
+    assert finding.remedy == f"did you mean {near}?"
+
+
+def test_of_an_unknown_key_that_is_near_to_none_all_are_named() -> None:
+    (finding,) = parse({"Frobnicate": 1}).findings
+    assert finding.remedy.startswith("known options: AS, Port")
