@@ -41,6 +41,12 @@ class AgentUnavailable(NetagentError):
     exit_code = 2
 
 
+class AgentForbidden(NetagentError):
+    """The agent may not be asked by this user; whether it answers is not known."""
+
+    exit_code = 2
+
+
 # ----------------------------------------------------------------------------------------------- store
 
 
