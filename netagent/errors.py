@@ -20,7 +20,9 @@ class NetagentError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}. {self.remedy}" if self.remedy else text
+        if not self.remedy:
+            return text
+        return f"{text}{'' if text.endswith('?') else '.'} {self.remedy[:1].upper()}{self.remedy[1:]}"
 
 
 class ConfigError(NetagentError):

@@ -70,7 +70,7 @@ def _report(raw: bytes, where: str, as_json: bool) -> int:
     from netagent import network_config
 
     parsed = network_config.parse(raw, where)
-    findings = (*parsed.findings, *backend_findings(parsed.network))
+    findings = (*parsed.findings, *backend_findings(parsed.network, where))
     values = network_config.effective(parsed.network)
     if as_json:
         output.json({"config": values, "findings": findings})
@@ -84,8 +84,13 @@ def _report(raw: bytes, where: str, as_json: bool) -> int:
     return 0
 
 
-def backend_findings(network: Network) -> tuple[Finding, ...]:
-    """What the backend says of its options. ConfigError if there is no such backend or it refuses a value."""
+def backend_findings(network: Network, where: str) -> tuple[Finding, ...]:
+    """What the backend says of its options. ConfigError, which names `where` they stand, if there is no such backend
+    or it refuses a value."""
     from netagent.registry import Registry
 
-    return Registry()[network.backend.type].options(network.backend.options).findings
+    try:
+        return Registry()[network.backend.type].options(network.backend.options).findings
+    except ConfigError as error:
+        error.where = f"{where}: {error.where}" if error.where else where
+        raise
