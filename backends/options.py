@@ -6,13 +6,14 @@ remedy, an unknown key is a finding and nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from netagent.errors import ConfigError
 from netagent.model import Finding
+from netagent.network_config import nearest
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -32,7 +33,7 @@ def parse(backend: str, cls: type[T], raw: Mapping[str, Any]) -> tuple[T, tuple[
                     subject=f"Backend.{key}",
                     message=f"the {backend} backend has no option {key!r}; it is ignored",
                     evidence=f"{key} = {value!r}",
-                    remedy="known options: " + (", ".join(name for name, _ in known.values()) or "none"),
+                    remedy=_remedy(key, [name for name, _ in known.values()]),
                 )
             )
             continue
@@ -45,6 +46,11 @@ def parse(backend: str, cls: type[T], raw: Mapping[str, Any]) -> tuple[T, tuple[
             )
         values[name] = value
     return msgspec.convert(values, cls), tuple(findings)
+
+
+def _remedy(key: str, known: Sequence[str]) -> str:
+    near = nearest(key, known)
+    return f"did you mean {near}?" if near else f"known options: {', '.join(known) or 'none'}"
 
 
 def check_range(key: str, value: int, low: int, high: int) -> None:

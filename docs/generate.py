@@ -82,7 +82,7 @@ def _explained(option: Option) -> str:
 EXIT_CODES = (
     (0, "done; `status`: healthy"),
     (1, "failed; `status`: degraded"),
-    (2, "wrong usage or configuration; the agent does not answer; `status`: down"),
+    (2, "wrong usage or configuration; the agent does not answer, or not to this user; `status`: down"),
     (3, "`plan --exit-code`: something would change"),
     (130, "interrupted"),
 )

@@ -47,7 +47,14 @@ def run(load: Callable[[], Settings]) -> int:
 
 async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
     identity = load_identity(settings.state_dir, settings.node_name)
-    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the run directory cannot be used: {error.strerror}",
+            where=str(settings.run_dir),
+            remedy="Run the agent as root, or choose another with --run-dir",
+        ) from None
     log.info("netagent %s on node %s", __version__, identity.name)
     store = open_store(settings)
     try:

@@ -20,7 +20,9 @@ class NetagentError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}. {self.remedy}" if self.remedy else text
+        if not self.remedy:
+            return text
+        return f"{text}{'' if text.endswith('?') else '.'} {self.remedy[:1].upper()}{self.remedy[1:]}"
 
 
 class ConfigError(NetagentError):
@@ -37,6 +39,12 @@ class UsageError(NetagentError):
 
 class AgentUnavailable(NetagentError):
     """The agent's socket does not answer."""
+
+    exit_code = 2
+
+
+class AgentForbidden(NetagentError):
+    """The agent may not be asked by this user; whether it answers is not known."""
 
     exit_code = 2
 

@@ -393,7 +393,7 @@ def _backend(known: Mapping[str, Any], where: str) -> Backend:
         if folded == "type":
             kind = option
         elif option is not None:
-            options[name] = _plain(option, where, f"Backend.{name}.")
+            options[name] = _plain(option, where, f"Backend.{name}")
     if kind is None or kind == "":
         raise ConfigError("Backend has no Type", where=where, remedy=remedy)
     if not isinstance(kind, str):
@@ -407,13 +407,15 @@ def _plain(value: Any, where: str, path: str) -> Any:
     """Pairs to dictionaries, all the way down."""
     if isinstance(value, _Pairs):
         out: dict[str, Any] = {}
+        seen: dict[str, str] = {}
         for name, inner in value:
-            if name in out:
-                _twice(name, name, where, path)
-            out[name] = _plain(inner, where, f"{path}{name}.")
+            if (folded := name.lower()) in seen:
+                _twice(seen[folded], name, where, f"{path}.")
+            seen[folded] = name
+            out[name] = _plain(inner, where, f"{path}.{name}")
         return out
     if isinstance(value, list):
-        return [_plain(inner, where, path) for inner in value]
+        return [_plain(inner, where, f"{path}[{place}]") for place, inner in enumerate(value)]
     return value
 
 
@@ -497,8 +499,10 @@ def effective(network: Network) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- comparing
 
 
-def compatible(old: Network | None, new: Network, v4: str | None, v6: str | None) -> Compatibility:
-    """What `new` means for a node that holds the subnets `v4` and `v6` (None: not in that family)."""
+def compatible(
+    old: Network | None, new: Network, v4: str | None, v6: str | None, *, node: str = "NAME"
+) -> Compatibility:
+    """What `new` means for the node of that name that holds the subnets `v4` and `v6` (None: not in that family)."""
     findings: list[Finding] = []
     holds = allocatable = True
     for subnet in (v4, v6):
@@ -515,7 +519,7 @@ def compatible(old: Network | None, new: Network, v4: str | None, v6: str | None
                     message=f"{spec.network} {family.network or '(family disabled)'} no longer holds this node's "
                     f"subnet {subnet}; nothing was changed",
                     remedy="put the old range back, or stop the containers on this host, stop netagent, run "
-                    "`netagent lease release --node NAME` and start netagent for a new subnet",
+                    f"`netagent lease release --node {node}` and start netagent for a new subnet",
                 )
             )
         elif not fits(new, subnet):

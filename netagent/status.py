@@ -37,6 +37,11 @@ SHOWN_ALL = 20
 SHOWN_MAX = 100
 
 
+# What the agent of this version says; `Peer` and `ObjectView` have what each means.
+PEER_STATES = ("up", "unknown", "down", "pending", "unreachable", "ignored")
+OBJECT_STATES = ("installed", "pending", "failing")
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the values here: unknown fields are ignored on reading, every field has a default."""
 

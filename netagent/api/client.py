@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from netagent.errors import AgentUnavailable, NetagentError
+from netagent.errors import AgentForbidden, AgentUnavailable, NetagentError
 from netagent.status import ObjectView, Peer, Status, Step
 
 T = TypeVar("T")
@@ -82,7 +82,8 @@ class Client:
             ) from error
 
     def request(self, method: str, path: str) -> bytes:
-        """The body of a good answer. AgentUnavailable when none comes, NetagentError for what the agent refuses."""
+        """The body of a good answer. AgentUnavailable when none comes, AgentForbidden where it may not be
+        asked, NetagentError for what the agent refuses."""
         end = time.monotonic() + self.deadline
         connection = _UnixConnection(self.path, timeout=self.deadline)
         try:
@@ -100,8 +101,8 @@ class Client:
                 "no agent answers", "Is it running? `systemctl status netagent`; another --run-dir or --socket?"
             ) from error
         except PermissionError as error:
-            raise self._unavailable(
-                "permission denied", f"Run it as root, or join the group {self._group()}"
+            raise AgentForbidden(
+                "this user may not ask the agent", where=str(self.path), remedy=self._way_in()
             ) from error
         except TimeoutError as error:
             raise self._unavailable(
@@ -121,11 +122,14 @@ class Client:
     def _unavailable(self, message: str, remedy: str) -> AgentUnavailable:
         return AgentUnavailable(message, where=str(self.path), remedy=remedy)
 
-    def _group(self) -> str:
+    def _way_in(self) -> str:
         try:
-            return self.path.group()
+            group = self.path.group()
         except (OSError, KeyError):
-            return "of the socket"
+            group = "root"  # not even the directory can be looked into
+        if group == "root":
+            return "Run it as root; socket_group in netagent.toml lets a group ask"
+        return f"Run it as root, or as a member of the group {group} (`adduser USER {group}`, then log in again)"
 
 
 class _UnixConnection(http.client.HTTPConnection):

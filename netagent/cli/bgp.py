@@ -25,9 +25,9 @@ VIEWS: tuple[tuple[str, str, str], ...] = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    views = parser.add_subparsers(dest="view", metavar="VIEW", required=True)
+    views = parser.add_subparsers(dest="view", metavar="VIEW")
     for name, text, peer in VIEWS:
-        view = views.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        view = views.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         agent.add_arguments(view)
         if peer == "must":
             view.add_argument("peer", help="name of a node or router, or its address")

@@ -40,7 +40,12 @@ def run(args: argparse.Namespace) -> int:
 def _ask(node: str) -> None:
     if not sys.stdin.isatty():
         raise UsageError("this ends the network of every container here", remedy="Give --yes if that is meant")
-    if input(f"Containers on {node} lose their network. Remove everything of netagent's? [y/N] ").lower() != "y":
+    try:
+        answer = input(f"Containers on {node} lose their network. Remove everything of netagent's? [y/N] ")
+    except EOFError:
+        print(file=sys.stderr)
+        answer = ""
+    if answer.lower() != "y":
         raise NetagentError("nothing was removed")
 
 

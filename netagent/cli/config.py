@@ -23,10 +23,10 @@ DESCRIPTION = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="config_command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="config_command", metavar="COMMAND")
 
     def add(name: str, text: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.add_argument("--json", action="store_true", help="print JSON")
         sub.set_defaults(do=do)
         return sub
@@ -70,7 +70,7 @@ def _report(raw: bytes, where: str, as_json: bool) -> int:
     from netagent import network_config
 
     parsed = network_config.parse(raw, where)
-    findings = (*parsed.findings, *backend_findings(parsed.network))
+    findings = (*parsed.findings, *backend_findings(parsed.network, where))
     values = network_config.effective(parsed.network)
     if as_json:
         output.json({"config": values, "findings": findings})
@@ -84,8 +84,13 @@ def _report(raw: bytes, where: str, as_json: bool) -> int:
     return 0
 
 
-def backend_findings(network: Network) -> tuple[Finding, ...]:
-    """What the backend says of its options. ConfigError if there is no such backend or it refuses a value."""
+def backend_findings(network: Network, where: str) -> tuple[Finding, ...]:
+    """What the backend says of its options. ConfigError, which names `where` they stand, if there is no such backend
+    or it refuses a value."""
     from netagent.registry import Registry
 
-    return Registry()[network.backend.type].options(network.backend.options).findings
+    try:
+        return Registry()[network.backend.type].options(network.backend.options).findings
+    except ConfigError as error:
+        error.where = f"{where}: {error.where}" if error.where else where
+        raise

@@ -78,7 +78,7 @@ def _wanted(args: argparse.Namespace) -> tuple[Network, tuple[Finding, ...]]:
     document["EnableIPv6"] = "IPv6Network" in document
     document["Backend"] = {"Type": args.backend, **dict(_option(text) for text in args.option)}
     parsed = network_config.parse(json.dumps(document), "netagent init")
-    return parsed.network, (*parsed.findings, *backend_findings(parsed.network))
+    return parsed.network, (*parsed.findings, *backend_findings(parsed.network, "netagent init"))
 
 
 def _option(text: str) -> tuple[str, Any]:

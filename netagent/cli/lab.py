@@ -24,10 +24,10 @@ DESCRIPTION = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="lab_command", metavar="COMMAND")
 
     def add(name: str, text: str, do: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.add_argument("--name", default="lab", help="which lab; several may be up side by side (lab)")
         sub.set_defaults(do=do)
         return sub

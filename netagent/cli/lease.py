@@ -29,12 +29,12 @@ DESCRIPTION = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="lease_command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="lease_command", metavar="COMMAND")
 
     def add(
         name: str, text: str, do: Callable[[Store, Settings, argparse.Namespace], Awaitable[int]]
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(do=do)
         return sub
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from netagent.cli import agent, output
 from netagent.model import KINDS
-from netagent.status import ObjectView
+from netagent.status import OBJECT_STATES, ObjectView
 
 DESCRIPTION = "Lists every kernel object that the agent wants, with its owner, why it is there, and its state."
 
@@ -15,7 +15,9 @@ DESCRIPTION = "Lists every kernel object that the agent wants, with its owner, w
 def configure(parser: argparse.ArgumentParser) -> None:
     agent.add_arguments(parser)
     parser.add_argument("--kind", action="append", choices=KINDS, help="only objects of this kind (repeatable)")
-    parser.add_argument("--state", action="append", metavar="STATE", help="only objects in this state (repeatable)")
+    parser.add_argument(
+        "--state", action="append", choices=OBJECT_STATES, help="only objects in this state (repeatable)"
+    )
     parser.add_argument("match", nargs="?", default="", help="only objects whose text or owner contains this")
 
 

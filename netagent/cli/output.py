@@ -93,8 +93,13 @@ def _rich(titles: Sequence[str], rows: list[list[str]], states: int | None, inde
     Console(no_color=not coloured(), highlight=False).print(Padding(grid, (0, 0, 0, indent)))
 
 
-def json(value: Any) -> None:
-    """A value as indented JSON, as the agent would encode it."""
+def json(value: Any, *, indent: int = 2) -> None:
+    """A value as JSON, as the agent would encode it: in UTF-8, whatever the terminal's letters are (RFC 8259).
+
+    An `indent` of -1 keeps it on one line.
+    """
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    document = msgspec.json.format(msgspec.json.encode(value), indent=indent) + b"\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(document)

@@ -6,13 +6,14 @@ import argparse
 import time
 
 from netagent.cli import agent, output
+from netagent.status import PEER_STATES
 
 DESCRIPTION = "Lists every other node with its subnet, its endpoint, the path that packets to it take, and its state."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     agent.add_arguments(parser)
-    parser.add_argument("--state", action="append", metavar="STATE", help="only peers in this state (repeatable)")
+    parser.add_argument("--state", action="append", choices=PEER_STATES, help="only peers in this state (repeatable)")
     parser.add_argument(
         "match", nargs="?", default="", help="only peers whose node, subnet or endpoint contains this"
     )

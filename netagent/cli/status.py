@@ -91,7 +91,7 @@ def _watch(args: argparse.Namespace) -> int:
             if output.on_terminal() and not args.json:
                 print("\x1b[H\x1b[2J", end="")
             if args.json:
-                print(msgspec.json.encode(status if status is not None else {"error": seen}).decode())
+                output.json(status if status is not None else {"error": seen}, indent=-1)
             elif status is None:
                 print(f"{output.state('down')}: {seen}")
             else:

@@ -294,6 +294,18 @@ class LinuxHost:
 
 def open_host(settings: Settings) -> LinuxHost:
     """The host of this agent: its protocol number, its nft table. KernelError says what is missing."""
+    try:
+        return _open(settings)
+    except PermissionError as error:
+        raise KernelError(
+            f"the network of this host may not be changed: {error.strerror}",
+            errno=error.errno or errno.EPERM,
+            where=str(error.filename or ""),
+            remedy="Run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW",
+        ) from None
+
+
+def _open(settings: Settings) -> LinuxHost:
     firewall = Firewall(settings.firewall_table, state=settings.state_dir / "firewall.json")
     journal = Journal(settings.state_dir / "journal.json")
 

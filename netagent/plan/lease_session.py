@@ -169,7 +169,8 @@ class LeaseSession:
         if network is None:
             return
         if self.holds:
-            verdict = network_config.compatible(self._network, network, self.state.v4, self.state.v6)
+            held = self.state.v4, self.state.v6
+            verdict = network_config.compatible(self._network, network, *held, node=self._name)
             self._findings |= {finding.code: finding for finding in verdict.findings}
             if not verdict.holds:
                 return

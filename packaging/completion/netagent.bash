@@ -97,13 +97,13 @@ _netagent() {
         /status:--state-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /peers:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /peers:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        /peers:--state) COMPREPLY=(); return ;;
+        /peers:--state) COMPREPLY=($(compgen -W "up unknown down pending unreachable ignored" -- "$cur")); return ;;
         /routes:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /routes:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /objects:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /objects:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /objects:--kind) COMPREPLY=($(compgen -W "sysctl link offload address nft element nexthop neighbour fdb route accept" -- "$cur")); return ;;
-        /objects:--state) COMPREPLY=(); return ;;
+        /objects:--state) COMPREPLY=($(compgen -W "installed pending failing" -- "$cur")); return ;;
         /plan:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /plan:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /cleanup:--config) COMPREPLY=($(compgen -f -- "$cur")); return ;;

@@ -302,3 +302,29 @@ def test_a_store_that_does_not_answer_is_one_line(run: Run, monkeypatch: pytest.
     code, out, err = run("config", "show")
     assert (code, out) == (1, "")
     assert err == "netagent: error: http://127.0.0.1:2379: no endpoint answers. Start etcd\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ('{"Network":"10.5.0.0/16","Backend":{"Type":"vxlam"}}', "Backend.Type: there is no backend 'vxlam'"),
+        ('{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":"x"}}', "Backend.VNI: 'x' is not a whole number"),
+        ('{"Network":"10.5.0.0/16","Backend":{"Type":"bgp","Nodes":[{"AS":1,"as":2}]}}', "Backend.Nodes[0].AS and "),
+        ('{"Network":"10.5.0.0/16",}', "not valid JSON"),
+    ],
+)
+def test_config_check_names_the_file(run: Run, tmp_path: Path, document: str, said: str) -> None:
+    file = tmp_path / "net.json"
+    file.write_text(document)
+    code, out, err = run("config", "check", str(file))
+    assert (code, out) == (2, "")
+    assert f"{file}: {said}" in err
+
+
+def test_config_check_names_the_nearest_option(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "net.json"
+    file.write_text('{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRoutin":true,"Colour":1}}')
+    out = run("config", "check", str(file))[1]
+    assert "no option 'DirectRoutin'; it is ignored; did you mean DirectRouting?" in out
+    assert "no option 'Colour'; it is ignored; known options: VNI, " in out
+    assert run("config", "check", str(file), "--json")[0] == 0

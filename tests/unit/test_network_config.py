@@ -113,16 +113,16 @@ def test_a_family_that_is_not_enabled_is_a_finding() -> None:
         ('{"Network":"10.5.0.0"}', 'Network="10.5.0.0": not an address and prefix length'),
         ('{"Network":"10.5.0.0/255.255.0.0"}', "not an address and prefix length"),
         ('{"Network":"fc00::/48"}', "not an IPv4 prefix"),
-        ('{"Network":17}', 'Network=17: expected text, found a number. write "Network": "10.5.0.0/16"'),
+        ('{"Network":17}', 'Network=17: expected text, found a number. Write "Network": "10.5.0.0/16"'),
         ('{"Network":"10.5.0.0/29"}', "must be /28 or wider"),
         ('{"Network":"10.5.0.0/16","SubnetLen":31}', "SubnetLen=31: must be at most 30"),
         ('{"Network":"10.5.0.0/16","SubnetLen":17}', "four subnets"),
         ('{"Network":"10.5.0.0/16","SubnetLen":-1}', "must not be negative"),
-        ('{"Network":"10.5.0.0/16","SubnetLen":"24"}', 'write "SubnetLen": 24, without quotes'),
+        ('{"Network":"10.5.0.0/16","SubnetLen":"24"}', 'Write "SubnetLen": 24, without quotes'),
         ('{"Network":"10.5.0.0/16","SubnetLen":true}', "found true or false"),
         ('{"Network":"10.5.0.0/16","SubnetLen":24.0}', "found a number with a fraction"),
         ('{"Network":"10.5.0.0/16","SubnetMin":"10.6.0.0"}', 'SubnetMin="10.6.0.0": is not in Network'),
-        ('{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.7"}', 'write "10.5.1.0" or the next'),
+        ('{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.7"}', 'Write "10.5.1.0" or the next'),
         ('{"Network":"10.5.0.0/16","SubnetMax":"fc00::"}', "not an IPv4 address"),
         ('{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}', "lies above SubnetMax"),
         ('{"Network":"10.5.0.0/16","network":"10.6.0.0/16"}', "Network and network: the key is given twice"),
@@ -131,12 +131,16 @@ def test_a_family_that_is_not_enabled_is_a_finding() -> None:
         ('{"EnableIPv4":false,"EnableIPv6":true}', "IPv6Network: is required"),
         ('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/125"}', "/124 or wider"),
         ('{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"::ffff:10.0.0.0/112"}', "IPv4-mapped"),
-        ('{"Network":"10.5.0.0/16","Backend":"vxlan"}', 'write "Backend": {"Type": "vxlan"}'),
+        ('{"Network":"10.5.0.0/16","Backend":"vxlan"}', 'Write "Backend": {"Type": "vxlan"}'),
         ('{"Network":"10.5.0.0/16","Backend":null}', "found null"),
         ('{"Network":"10.5.0.0/16","Backend":{}}', "Backend has no Type"),
         ('{"Network":"10.5.0.0/16","Backend":{"Type":7}}', "Backend.Type=7: expected text"),
         ('{"Network":"10.5.0.0/16","Backend":{"Type":"a","type":"b"}}', "Backend.Type and Backend.type"),
         ('{"Network":"10.5.0.0/16","Backend":{"Type":"a","o":{"x":1,"x":2}}}', "Backend.o.x: the key is given twice"),
+        (
+            '{"Network":"10.5.0.0/16","Backend":{"Type":"a","o":[{"x":1,"X":2}]}}',
+            "Backend.o[0].x and Backend.o[0].X: ",
+        ),
     ],
 )
 def test_errors_name_key_value_and_remedy(text: str, said: str) -> None:
@@ -218,6 +222,11 @@ def test_what_a_change_means_for_a_held_subnet(
     assert [f.code for f in found.findings] == (
         [] if allocatable else ["network-range-excludes-subnet" if holds else "network-excludes-subnet"]
     )
+
+
+def test_the_remedy_names_the_node() -> None:
+    [found] = compatible(BASE, network(Network="10.6.0.0/16"), "10.5.59.0/24", None, node="h1").findings
+    assert "`netagent lease release --node h1`" in found.remedy
 
 
 def test_fits_and_contains() -> None:
