@@ -50,9 +50,9 @@ assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
 _SHOWN_STATE_ERROR = {State.OPEN_SENT: 1, State.OPEN_CONFIRM: 2, State.ESTABLISHED: 3}
 
 
-_FOR_GOOD = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_DOWN)
-"""Ends after which nothing of the peer's is to stay: a Hard Reset, where there is one (RFC 8538 section 5). What BFD
-finds broken is forwarding itself (RFC 9384 section 4).
+_FOR_GOOD = (Cease.MAXIMUM_PREFIXES, Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_DOWN)
+"""Ends after which nothing of the peer's is to stay: a Hard Reset, where there is one (RFC 8538 section 5.1). What
+BFD finds broken is forwarding itself (RFC 9384 section 4).
 """
 
 _KEPT_DOWN = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED)

@@ -284,3 +284,18 @@ def test_what_was_said_in_the_open_is_what_was_agreed_on() -> None:
     (established,) = (output for output in outputs if isinstance(output, Established))
     assert established.negotiated.sent.capabilities == sent
     assert (established.negotiated.families, established.negotiated.enhanced_refresh) == ((V4, V6), False)
+
+
+def test_too_many_prefixes_are_an_end_for_good() -> None:
+    """RFC 8538 section 5.1: it stays down until somebody acts, so no routes are kept for its return."""
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.peer(1, 2, most_prefixes=1)
+    cluster.peer(2, 1)
+    cluster.everywhere(10, (1, 2))
+    cluster.speakers[2].originate(V4, prefix(22))
+    cluster.until(2, {1: {1}, 2: {2, 22, -1}})
+    down = cluster.speakers[2].peers["1"].session.last_down
+    assert down and down.received
+    assert down.received.inside == Notification.too_many_prefixes(V4, 1)
