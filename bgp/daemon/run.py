@@ -253,8 +253,8 @@ class Daemon:
 
 def _text(request: dict[str, Any], key: str) -> str:
     value = request.get(key, "")
-    if not isinstance(value, str):
-        raise LocalError(f"{key} must be a string")
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise LocalError(f"{key} must be a string of Unicode")
     return value
 
 
