@@ -32,6 +32,10 @@ _HIGH, _LOW = 1 << 20, 1 << 18
 """Octets waiting for a peer beyond which it is told nothing new, and down to which it must have read to be told."""
 _SHOWN = 3
 """Peers that one complaint names."""
+_REFUSALS = 64
+"""Connections that are closed but still have something to say, from which on another one is refused without a word:
+whoever connects again and again costs no more descriptors.
+"""
 _LINGERING = 1024
 """Connections at most that are closed but still have something to say; beyond that the oldest is cut off."""
 
@@ -348,17 +352,23 @@ class Driver:
             sock.close()
             return
         peer = self.speaker.peers[name]
+        taken = self.speaker.accepted(name, now, _local(sock))
         try:
             prepare(sock, peer.config.transport, external=peer.source.kind is Kind.EXTERNAL)
-        except OSError:  # it has gone again
+        except OSError as error:  # it has gone again
             sock.close()
+            if taken:
+                self.speaker.failed(name, Direction.INCOMING, now, os.strerror(error.errno or 0).lower())
+                self._carry_out()
             return
-        if self.speaker.accepted(name, now, _local(sock)):
+        if taken:
             self._open(name, Direction.INCOMING, sock)
-            return
-        channel = Channel(self._loop, sock, self._readable, self._progress)
-        channel.write(Session.refusal())
-        self._linger(channel)
+        elif len(self._lingering) >= _REFUSALS:
+            sock.close()
+        else:
+            channel = Channel(self._loop, sock, self._readable, self._progress)
+            channel.write(Session.refusal())
+            self._linger(channel)
 
     def _open(self, name: str, way: Direction, sock: socket.socket) -> None:
         channel = Channel(self._loop, sock, self._readable, self._progress)

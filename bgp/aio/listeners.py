@@ -7,6 +7,7 @@ that any peer allows. What one peer demands beyond that is set on the accepted c
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Iterable
 
@@ -15,8 +16,13 @@ from bgp.message.nlri import address_text
 from bgp.peers import Wanted
 
 _AT_ONCE = 64
+_GONE = (
+    *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET),
+)
+"""What accept(2) says of one connection, which is gone by that: its own trouble."""
 _OUT_OF_FILES = 1.0
-"""Seconds before the next try to accept when this process has no descriptor left."""
+"""Seconds before the next try to accept when this process has no descriptor left, or the kernel no memory."""
 
 Arrival = tuple[socket.socket, str]
 Key = tuple[bytes, int | None]
@@ -85,17 +91,19 @@ class Listeners:
 
     def _acceptable(self, sock: socket.socket) -> None:
         arrivals: list[Arrival] = []
-        try:
-            for _ in range(_AT_ONCE):
+        for _ in range(_AT_ONCE):
+            try:
                 connected, where = sock.accept()
-                connected.setblocking(False)
-                arrivals.append((connected, where[0]))
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            pass
-        except OSError:
-            # No descriptor or memory left: those that wait stay in the backlog.
-            self._loop.remove_reader(sock)
-            self._loop.call_later(_OUT_OF_FILES, self._again, sock)
+            except OSError as error:
+                if error.errno in _GONE:
+                    continue
+                if error.errno not in (errno.EAGAIN, errno.EINTR):
+                    # No descriptor or memory left: those that wait stay in the backlog.
+                    self._loop.remove_reader(sock)
+                    self._loop.call_later(_OUT_OF_FILES, self._again, sock)
+                break
+            connected.setblocking(False)
+            arrivals.append((connected, where[0]))
         if arrivals:
             self._on_arrivals(arrivals)
 
