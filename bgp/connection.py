@@ -118,6 +118,12 @@ class Negotiated:
     notification_restart: bool = False
     """Graceful restart holds after a NOTIFICATION too, unless it is a Hard Reset (RFC 8538)."""
 
+    @property
+    def silence_keeps(self) -> bool:
+        """Both sides keep routes when the connection goes, but not after a NOTIFICATION (RFC 4724 without 8538)."""
+        both = (self.sent.capabilities.graceful_restart, self.received.capabilities.graceful_restart)
+        return all(each and each.preserved for each in both) and not self.notification_restart
+
 
 # What a connection asks of the world.
 
@@ -236,6 +242,13 @@ class Connection:
             notification = notification.hard() if notification.subcode in _FOR_GOOD else notification
         self._notify_with(notification, str(notification))
         self._fire(Event.MANUAL_STOP if manual else Event.AUTOMATIC_STOP, now)
+
+    def change_over(self, now: float, notification: Notification) -> None:
+        """End, to begin anew with other settings: with a word, unless that would cost routes on both sides."""
+        if self.state is State.ESTABLISHED and self.negotiated and self.negotiated.silence_keeps:
+            self.failed(now, str(notification))
+        else:
+            self.stop(now, notification, manual=False)
 
     def collide(self, now: float) -> None:
         """The other connection with this peer was preferred (section 6.8)."""

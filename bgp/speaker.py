@@ -155,8 +155,8 @@ class Speaker:
     def set_peers(self, configs: Iterable[PeerConfig], now: float, ranges: Iterable[PeerRange] = ()) -> None:
         """Make the peers these, those of the ranges, and no others.
 
-        Only sessions whose own settings have changed are begun anew, and where graceful restart holds for such an end
-        (RFC 8538) no route is lost by it.
+        Only sessions whose own settings have changed are begun anew, and no route is lost by it where both sides have
+        graceful restart.
         """
         self._now = now
         self.peers.ranges = tuple(ranges)
@@ -216,13 +216,17 @@ class Speaker:
         self._touched(self.peers[name], now)
 
     def reset(self, name: str, now: float, text: str = "") -> None:
-        """End a session and begin it anew; one that was ended for too many prefixes is begun again."""
-        session = self.peers[name].session
-        self.peers[name].limited = False
-        session.reset(now, Notification.shutdown(text, reset=True))
-        session.start(now)
+        """End a session and begin it anew; one that was ended for too many prefixes is begun again.
+
+        One that is waiting for its next attempt makes it at once, one that is kept down stays down.
+        """
+        peer = self.peers[name]
+        peer.session.reset(now, Notification.shutdown(text, reset=True))
+        if peer.limited:
+            peer.limited = False
+            peer.session.start(now)
         self.version += 1
-        self._touched(self.peers[name], now)
+        self._touched(peer, now)
 
     def shut_down(self, now: float, text: str = "") -> None:
         """End all sessions, with words for the peers' operators."""
