@@ -226,6 +226,9 @@ PEER = SPEAKER + '[[peers]]\naddress = "192.0.2.2"\n'
         (SPEAKER + 'listen = ["foo:bar"]', r"speaker.listen = 'foo:bar': is no address"),
         (PEER + 'local-address = "foo:bar"', r"peers\[1\].local-address = 'foo:bar': is no address"),
         (SPEAKER + '[[peers]]\naddress = "192.0.2.1:179"', r"peers\[1\].address = '192.0.2.1:179': is no address"),
+        (SPEAKER + '[[peers]]\naddress = "fe80::2"', r"address = 'fe80::2': .*; use a global one, or passive = true"),
+        (SPEAKER + 'listen = ["fe80::1"]', "speaker.listen = 'fe80::1': a link-local address needs its interface"),
+        (PEER + 'local-address = "fe80::1"', r"peers\[1\].local-address = 'fe80::1': a link-local address needs"),
         (SPEAKER.replace("65001", "0"), "speaker.asn = 0: must lie between 1 and 4294967295"),
         (SPEAKER.replace("65001", '"x"'), "speaker.asn = 'x': must be a whole number"),
         (SPEAKER.replace("65001", "true"), "speaker.asn = True: must be a whole number"),
@@ -277,6 +280,11 @@ def test_what_is_wrong_is_said_with_file_key_value_and_remedy(text: str, words: 
     assert re.search(words, message), message
     assert message.startswith("speaker.toml: ")
     assert "\n" not in message
+
+
+def test_a_link_local_peer_may_connect() -> None:
+    (peer,) = read(SPEAKER + '[[peers]]\naddress = "fe80::2"\npassive = true').peers
+    assert nlri.address_text(peer.address) == "fe80::2"
 
 
 def test_communities_are_read_as_they_are_shown() -> None:
