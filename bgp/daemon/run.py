@@ -160,13 +160,14 @@ class Daemon:
             self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER, self._save)
 
     def _save(self) -> None:
-        """Write down who stands, in one piece or not at all."""
+        """Write down who stands, and for whom we still wait, in one piece or not at all."""
         if self._saving:
             self._saving.cancel()
             self._saving = None
         if not self.config.state:
             return
-        names = sorted(name for name, peer in self.speaker.peers.items() if peer.session.negotiated)
+        stand = {name for name, peer in self.speaker.peers.items() if peer.session.negotiated}
+        names = sorted(stand | self.speaker.deferral.names)
         path = Path(self.config.state)
         beside = path.with_name(path.name + ".new")
         try:
