@@ -67,9 +67,6 @@ class Complete:
 
 
 _OTHER_CONFIGURATION = Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE)
-_SETTLED = 10.0
-"""Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
-
 News = Established | Down | PrefixLimit | Complete
 Told = tuple[str, Connect | Send | Close | News]
 """The peer's name, and what is to be done or has happened."""
@@ -273,15 +270,12 @@ class Speaker:
     def superseded(self, name: str, now: float) -> bool:
         """A peer connects whose session stands. True: that has ended, for the peer has restarted.
 
-        It would not connect else (RFC 4724 section 5). The caller carries out what is to be done, for the old
-        connection, and then takes the new one: `incoming`, `accepted`.
+        The caller carries out what is to be done, for the old connection, and then takes the new one: `incoming`,
+        `accepted`.
         """
         peer = self.peers.get(name)
         negotiated = peer.session.negotiated if peer else None
-        if peer is None or negotiated is None or now - peer.since <= _SETTLED:
-            return False
-        restart = negotiated.received.capabilities.graceful_restart
-        if restart is None or not restart.preserved:
+        if peer is None or negotiated is None or not peer.restarts_when_it_connects(now):
             return False
         peer.session.failed(negotiated.direction, now, "the peer has restarted")
         self._touched(peer, now)

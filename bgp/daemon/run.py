@@ -210,7 +210,8 @@ class Daemon:
         name = _text(request, "peer")
         match request.get("command"):
             case "summary":
-                yield {**views.summary(self.speaker), "bfd": self.driver.liveness.view()}
+                unsigned = {"unsigned": self.driver.unsigned} if self.driver.unsigned else {}
+                yield {**views.summary(self.speaker), "bfd": self.driver.liveness.view(), **unsigned}
             case "peers":
                 yield from views.peers(self.speaker, now, name)
             case "routes":

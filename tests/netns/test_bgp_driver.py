@@ -227,7 +227,7 @@ async def test_a_link_local_peer_may_connect(space: Namespace) -> None:
 
 async def test_a_peer_that_has_restarted_comes_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its old connection still stands here: it is closed, and the new one is taken in its place."""
-    monkeypatch.setattr("bgp.speaker._SETTLED", 0.0)
+    monkeypatch.setattr("bgp.peer._SETTLED", 0.0)
     speaker = Host(1)
     async with running(speaker):
         speaker.peer(2, passive=True)
