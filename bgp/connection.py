@@ -50,9 +50,9 @@ assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
 _SHOWN_STATE_ERROR = {State.OPEN_SENT: 1, State.OPEN_CONFIRM: 2, State.ESTABLISHED: 3}
 
 
-_FOR_GOOD = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_DOWN)
-"""Ends after which nothing of the peer's is to stay: a Hard Reset, where there is one (RFC 8538 section 5). What BFD
-finds broken is forwarding itself (RFC 9384 section 4).
+_FOR_GOOD = (Cease.MAXIMUM_PREFIXES, Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED, Cease.BFD_DOWN)
+"""Ends after which nothing of the peer's is to stay: a Hard Reset, where there is one (RFC 8538 section 5.1). What
+BFD finds broken is forwarding itself (RFC 9384 section 4).
 """
 
 _KEPT_DOWN = (Cease.ADMINISTRATIVE_SHUTDOWN, Cease.PEER_DECONFIGURED)
@@ -117,6 +117,12 @@ class Negotiated:
     """The longest message that the peer takes (RFC 8654)."""
     notification_restart: bool = False
     """Graceful restart holds after a NOTIFICATION too, unless it is a Hard Reset (RFC 8538)."""
+
+    @property
+    def silence_keeps(self) -> bool:
+        """Both sides keep routes when the connection goes, but not after a NOTIFICATION (RFC 4724 without 8538)."""
+        both = (self.sent.capabilities.graceful_restart, self.received.capabilities.graceful_restart)
+        return all(each and each.preserved for each in both) and not self.notification_restart
 
 
 # What a connection asks of the world.
@@ -236,6 +242,13 @@ class Connection:
             notification = notification.hard() if notification.subcode in _FOR_GOOD else notification
         self._notify_with(notification, str(notification))
         self._fire(Event.MANUAL_STOP if manual else Event.AUTOMATIC_STOP, now)
+
+    def change_over(self, now: float, notification: Notification) -> None:
+        """End, to begin anew with other settings: with a word, unless that would cost routes on both sides."""
+        if self.state is State.ESTABLISHED and self.negotiated and self.negotiated.silence_keeps:
+            self.failed(now, str(notification))
+        else:
+            self.stop(now, notification, manual=False)
 
     def collide(self, now: float) -> None:
         """The other connection with this peer was preferred (section 6.8)."""

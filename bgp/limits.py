@@ -25,7 +25,7 @@ class PrefixLimit:
 
 
 def reached_limit(peer: Peer, rib: Rib) -> PrefixLimit | None:
-    """What a peer has come to in that family, and not been told of yet; noted in the peer."""
+    """What a peer has come to in that family, once: it is noted in the peer."""
     limit = peer.config.most_prefixes
     if limit is None or peer.limited:
         return None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 LONG_LIVED_MOST = 86400
+_SETTLED = 10.0
+"""Seconds after which another connection from a peer is no collision any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,14 @@ class Peer:
         """Whether the session stands and the peer has told all that it has."""
         negotiated = self.session.negotiated
         return negotiated is not None and self.ended.issuperset(negotiated.families)
+
+    def restarts_when_it_connects(self, now: float) -> bool:
+        """Whether another connection, while the session stands, means that it has restarted (RFC 4724 section 5)."""
+        negotiated = self.session.negotiated
+        if negotiated is None or now - self.since <= _SETTLED:
+            return False
+        restart = negotiated.received.capabilities.graceful_restart
+        return restart is not None and bool(restart.preserved)
 
     def set_speaker(self, config: SpeakerConfig) -> None:
         """The speaker has other settings now."""

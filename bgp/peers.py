@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bgp.message.nlri import parse_address
 from bgp.peer import Peer, PeerConfig
@@ -28,6 +29,15 @@ class Difference:
     changed: list[tuple[Peer, PeerConfig, PeerRange | None]] = field(default_factory=list)
     """Other settings, or another range that says them, under a session that goes on."""
     new: list[PeerConfig] = field(default_factory=list)
+
+
+class Wanted(NamedTuple):
+    """What a peer demands of the listening sockets, or a range: then the address stands for a prefix."""
+
+    name: str
+    address: bytes
+    length: int | None
+    transport: Transport
 
 
 class Peers(Mapping[str, Peer]):
@@ -85,13 +95,13 @@ class Peers(Mapping[str, Peer]):
         except ValueError:
             return False
 
-    def transports(self) -> Iterator[tuple[bytes, int | None, Transport]]:
-        """For the listening sockets: each peer's address, None, transport; a range's address, length, transport."""
+    def transports(self) -> Iterator[Wanted]:
+        """What the listening sockets must know of each peer and range."""
         for peer in self._by_name.values():
             if peer.within is None:
-                yield peer.config.address, None, peer.config.transport
+                yield Wanted(peer.name, peer.config.address, None, peer.config.transport)
         for each in self.ranges:
-            yield each.template.address, each.prefix[0], each.template.transport
+            yield Wanted(each.name, each.template.address, each.prefix[0], each.template.transport)
 
     def compared(self, configs: Iterable[PeerConfig], ranges: Iterable[PeerRange]) -> Difference:
         """What makes these the peers, with those that ranges have invited, as far as the ranges are still there."""

@@ -105,7 +105,8 @@ class Session:
         self._after(now)
 
     def reset(self, now: float, notification: Notification | None = None) -> None:
-        """End the session with the NOTIFICATION (administrative reset without one) and try again after a while."""
+        """End the session with the NOTIFICATION (administrative reset without one) and try again after a moment."""
+        self._begin_anew(now)
         for connection in self._connections.values():
             if connection.state >= State.OPEN_SENT:
                 connection.stop(now, notification or Notification.shutdown(reset=True), manual=False)
@@ -132,12 +133,15 @@ class Session:
     def renew(self, settings: Settings, notification: Notification, now: float) -> None:
         """End what there is, attempts too, and begin anew with other settings, once the peer has heard of it."""
         self.change(settings, now)
+        self._begin_anew(now)
+        for connection in self._connections.values():
+            connection.change_over(now, notification)
+        self._after(now)
+
+    def _begin_anew(self, now: float) -> None:
         if self.started:
             self._failures = 0
             self._start_at = self._idle_until(now)
-        for connection in self._connections.values():
-            connection.stop(now, notification, manual=False)
-        self._after(now)
 
     def change_capabilities(self, capabilities: Capabilities) -> None:
         """What the next OPEN says."""

@@ -67,9 +67,6 @@ class Complete:
 
 
 _OTHER_CONFIGURATION = Notification(ErrorCode.CEASE, Cease.OTHER_CONFIGURATION_CHANGE)
-_SETTLED = 10.0
-"""Seconds after which another connection from the peer is no collision any more, but a sign that it has restarted."""
-
 News = Established | Down | PrefixLimit | Complete
 Told = tuple[str, Connect | Send | Close | News]
 """The peer's name, and what is to be done or has happened."""
@@ -155,8 +152,8 @@ class Speaker:
     def set_peers(self, configs: Iterable[PeerConfig], now: float, ranges: Iterable[PeerRange] = ()) -> None:
         """Make the peers these, those of the ranges, and no others.
 
-        Only sessions whose own settings have changed are begun anew, and where graceful restart holds for such an end
-        (RFC 8538) no route is lost by it.
+        Only sessions whose own settings have changed are begun anew, and no route is lost by it where both sides have
+        graceful restart.
         """
         self._now = now
         self.peers.ranges = tuple(ranges)
@@ -216,13 +213,17 @@ class Speaker:
         self._touched(self.peers[name], now)
 
     def reset(self, name: str, now: float, text: str = "") -> None:
-        """End a session and begin it anew; one that was ended for too many prefixes is begun again."""
-        session = self.peers[name].session
-        self.peers[name].limited = False
-        session.reset(now, Notification.shutdown(text, reset=True))
-        session.start(now)
+        """End a session and begin it anew; one that was ended for too many prefixes is begun again.
+
+        One that is waiting for its next attempt makes it at once, one that is kept down stays down.
+        """
+        peer = self.peers[name]
+        peer.session.reset(now, Notification.shutdown(text, reset=True))
+        if peer.limited:
+            peer.limited = False
+            peer.session.start(now)
         self.version += 1
-        self._touched(self.peers[name], now)
+        self._touched(peer, now)
 
     def shut_down(self, now: float, text: str = "") -> None:
         """End all sessions, with words for the peers' operators."""
@@ -269,15 +270,12 @@ class Speaker:
     def superseded(self, name: str, now: float) -> bool:
         """A peer connects whose session stands. True: that has ended, for the peer has restarted.
 
-        It would not connect else (RFC 4724 section 5). The caller carries out what is to be done, for the old
-        connection, and then takes the new one: `incoming`, `accepted`.
+        The caller carries out what is to be done, for the old connection, and then takes the new one: `incoming`,
+        `accepted`.
         """
         peer = self.peers.get(name)
         negotiated = peer.session.negotiated if peer else None
-        if peer is None or negotiated is None or now - peer.since <= _SETTLED:
-            return False
-        restart = negotiated.received.capabilities.graceful_restart
-        if restart is None or not restart.preserved:
+        if peer is None or negotiated is None or not peer.restarts_when_it_connects(now):
             return False
         peer.session.failed(negotiated.direction, now, "the peer has restarted")
         self._touched(peer, now)

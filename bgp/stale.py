@@ -70,7 +70,7 @@ class Stale:
             if family not in kept and peer.keeps[family]:
                 self._keep_long(peer, family, now)
         peer.refreshing.clear()
-        peer.restart_ends = now + restart.restart_time
+        peer.restart_ends = now + restart.restart_time if kept else None
 
     def over(self, peer: Peer, now: float) -> None:
         """Away too long, or back and too slow."""

@@ -27,6 +27,10 @@ from bgp.speaker import Speaker
 _COUNTED = tuple((kind.name.lower(), kind.value) for kind in MessageType)
 
 
+class NoPrefix(LocalError):
+    """What was asked for is neither a prefix nor an address."""
+
+
 def family_name(family: Family) -> str:
     return family.name.lower()
 
@@ -173,7 +177,7 @@ def _ago(at: float | None, now: float) -> float | None:
 def routes(speaker: Speaker, wanted: str = "", *, more_specific: bool = False) -> Iterator[dict[str, Any]]:
     """Loc-RIB: each prefix with every route to it, the best first, and why it is.
 
-    `wanted` is a prefix, or an address, for which the longest prefix that holds it is given. Raises LocalError.
+    `wanted` is a prefix, or an address, for which the longest prefix that holds it is given. Raises NoPrefix.
     """
     for family, prefix in _asked_for(speaker, wanted, more_specific):
         rib = speaker.ribs[family]
@@ -203,7 +207,7 @@ def _asked_for(speaker: Speaker, wanted: str, more_specific: bool) -> list[tuple
             family = Family.IPV4 if len(address) == 4 else Family.IPV6
             return _longest(speaker.ribs[family], address) if family in speaker.ribs else []
     except ValueError as error:
-        raise LocalError(str(error)) from None
+        raise NoPrefix(str(error)) from None
     if family not in speaker.ribs:
         return []
     if not more_specific:

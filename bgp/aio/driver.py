@@ -30,6 +30,12 @@ _SLICE = 0.01
 """Seconds of reading before the loop has its turn again."""
 _HIGH, _LOW = 1 << 20, 1 << 18
 """Octets waiting for a peer beyond which it is told nothing new, and down to which it must have read to be told."""
+_SHOWN = 3
+"""Peers that one complaint names."""
+_REFUSALS = 64
+"""Connections that are closed but still have something to say, from which on another one is refused without a word:
+whoever connects again and again costs no more descriptors.
+"""
 _LINGERING = 1024
 """Connections at most that are closed but still have something to say; beyond that the oldest is cut off."""
 
@@ -64,6 +70,8 @@ class Driver:
         self.listen = tuple(listen)
         self.refused = 0
         """Connections from addresses that are no peer's."""
+        self.unsigned: dict[str, str] = {}
+        """Peers and ranges that cannot connect, for the kernel does not take their key, and why."""
         self._on_news = on_news
         self._on_changes = on_changes
         self.liveness = Liveness(speaker, self.now, self._sockets, self._schedule, on_bfd, bfd_path)
@@ -95,40 +103,52 @@ class Driver:
         return self._running
 
     def start(self) -> None:
-        """Open the listening sockets and begin. Raises SetupError, and then nothing is left open."""
+        """Open the listening sockets and begin. Raises SetupError, and then nothing is left open.
+
+        A peer whose key cannot be set does not keep the others from coming: `unsigned` has it.
+        """
         self._loop = asyncio.get_running_loop()
         self._known = -1
         self._listeners = Listeners(self._loop, self._accepted)
         self._listeners.open((each.address, each.port) for each in self.listen)
-        try:
-            self._know()
-        except SetupError:
-            self._listeners.close()
-            raise
+        self._know()
         self._running = True
         self._schedule()
 
     def open(self, listen: Iterable[Listen]) -> None:
-        """Listen on these, and nowhere else. Raises SetupError, and then nothing is open."""
+        """Listen on these, and nowhere else. Raises SetupError: nothing is open, or a key is missing (`wake`)."""
         self._listeners.close()
         self.listen = tuple(listen)
+        self._known = -1
         self._listeners.open((each.address, each.port) for each in self.listen)
-        self._listeners.know(self.speaker.peers.transports())
+        self._know()
+        self._complain()
 
     def wake(self) -> None:
         """Something was asked of the speaker: carry it out, soon. Raises SetupError for keys that cannot be set.
 
-        Before `start` and after `stop` it does nothing.
+        All else is carried out even then. Before `start` and after `stop` it does nothing.
         """
         if self._running:
             self._schedule()
             self._know()
+            self._complain()
 
     def _know(self) -> None:
-        """Tell the listeners what the peers demand of them, where that may have changed."""
-        if self._known != self.speaker.version:
-            self._listeners.know(self.speaker.peers.transports())
-            self._known = self.speaker.version
+        """Tell the listeners what the peers demand of them, where that may have changed or was refused."""
+        if self._known == self.speaker.version and not self.unsigned:
+            return
+        before, self.unsigned = self.unsigned, self._listeners.know(self.speaker.peers.transports())
+        self._known = self.speaker.version
+        for name, problem in self.unsigned.items():
+            if name in self.speaker.peers and problem != before.get(name):
+                self.speaker.peers[name].session.recorder.note(problem, self.now())
+
+    def _complain(self) -> None:
+        if self.unsigned:
+            some = [f"{name}: {problem}" for name, problem in self.unsigned.items()]
+            more = [f"and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+            raise SetupError("; ".join(some[:_SHOWN] + more))
 
     async def stop(self, text: str | None = None) -> None:
         """End all sessions and close everything.
@@ -332,17 +352,23 @@ class Driver:
             sock.close()
             return
         peer = self.speaker.peers[name]
+        taken = self.speaker.accepted(name, now, _local(sock))
         try:
             prepare(sock, peer.config.transport, external=peer.source.kind is Kind.EXTERNAL)
-        except OSError:  # it has gone again
+        except OSError as error:  # it has gone again
             sock.close()
+            if taken:
+                self.speaker.failed(name, Direction.INCOMING, now, os.strerror(error.errno or 0).lower())
+                self._carry_out()
             return
-        if self.speaker.accepted(name, now, _local(sock)):
+        if taken:
             self._open(name, Direction.INCOMING, sock)
-            return
-        channel = Channel(self._loop, sock, self._readable, self._progress)
-        channel.write(Session.refusal())
-        self._linger(channel)
+        elif len(self._lingering) >= _REFUSALS:
+            sock.close()
+        else:
+            channel = Channel(self._loop, sock, self._readable, self._progress)
+            channel.write(Session.refusal())
+            self._linger(channel)
 
     def _open(self, name: str, way: Direction, sock: socket.socket) -> None:
         channel = Channel(self._loop, sock, self._readable, self._progress)

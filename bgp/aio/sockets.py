@@ -120,15 +120,17 @@ def set_key(sock: socket.socket, address: bytes, length: int | None, password: b
     except OSError as error:
         if not password and error.errno == errno.ENOENT:
             return
-        raise SetupError(f"TCP MD5 for {address_text(address)}: {_md5_remedy(error)}") from None
+        whose = address_text(address) if length is None else f"{address_text(address)}/{length}"
+        what = f"{os.strerror(error.errno or 0).lower()}, errno {error.errno}"
+        raise SetupError(f"TCP MD5 for {whose} is refused ({what}){_md5_remedy(error)}") from None
 
 
 def _md5_remedy(error: OSError) -> str:
     if error.errno in (errno.ENOPROTOOPT, errno.EINVAL, errno.EPERM):
-        return "this kernel has none (CONFIG_TCP_MD5SIG, and not in FIPS mode); take the password away, or the kernel"
+        return ": this kernel has none (CONFIG_TCP_MD5SIG, and not in FIPS mode); take the password away"
     if error.errno == errno.ENOMEM:
-        return "no room for so many keys on one socket; raise the sysctl net.core.optmem_max"
-    return str(error.strerror)
+        return ": no room for so many keys on one socket; raise the sysctl net.core.optmem_max"
+    return ""
 
 
 def _new(address: bytes, where: str) -> socket.socket:

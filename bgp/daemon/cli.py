@@ -1,7 +1,7 @@
 """`python -m bgp`: the command line.
 
 Rule: what goes wrong is one line on stderr. Exit code 0: done; 1: it could not be done; 2: the command or the
-configuration is wrong.
+configuration is wrong; 130: ended by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from bgp.daemon import show
 from bgp.daemon.client import ask
-from bgp.daemon.errors import CommandError, ConfigError
+from bgp.daemon.errors import CommandError, ConfigError, RequestError
 
 _DEFAULT_CONFIG = "/etc/bgp/speaker.toml"
 _DEFAULT_CONTROL = "/run/bgp.sock"
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         else:
             _ask(options)
-    except ConfigError as error:
+    except (ConfigError, RequestError) as error:
         print(error, file=sys.stderr)
         return 2
     except CommandError as error:
@@ -94,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         sys.stderr.close()  # whoever read has enough: `| head`
+    except KeyboardInterrupt:
+        return 130  # 128 and SIGINT, as shells say it
     return 0
 
 

@@ -10,11 +10,11 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from bgp.daemon.errors import CommandError
+from bgp.daemon.errors import CommandError, RequestError
 
 
 def ask(path: str, request: dict[str, Any]) -> Iterator[Any]:
-    """The items of the daemon's answer, as they come. Raises CommandError."""
+    """The items of the daemon's answer, as they come. Raises CommandError, RequestError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(60)
         try:
@@ -24,10 +24,12 @@ def ask(path: str, request: dict[str, Any]) -> Iterator[Any]:
                 for line in stream:
                     reply = json.loads(line)
                     if "error" in reply:
-                        raise CommandError(reply["error"])
+                        raise (RequestError if reply.get("wrong") else CommandError)(reply["error"])
                     if reply.get("end"):
                         return
                     yield reply["item"]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise CommandError(f"what answers at {path} is no BGP daemon; say where: --control PATH") from None
         except (FileNotFoundError, ConnectionRefusedError):
             raise CommandError(f"no daemon answers at {path}; start it, or say where: --control PATH") from None
         except PermissionError:

@@ -27,6 +27,7 @@ AS_MOST = (1 << 32) - 1
 DEFAULT_CONTROL = "/run/bgp.sock"
 LEAST, LONGEST = LEAST_INTERVAL // 1000, LONGEST_INTERVAL // 1000
 """Milliseconds between BFD's packets."""
+_NO_ZONE = "a link-local address needs its interface, which cannot be said here; use a global one"
 _FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 
 
@@ -65,7 +66,7 @@ def parse(text: str, file: str, secret: Callable[[str], str], previous: Config |
     speaker = top.table("speaker")
     policies = policies_from(top.table("policies"), previous.policies if previous else {})
     port = speaker.number("port", 1, 65535, 179)
-    addresses = speaker.parsed_list("listen", nlri.parse_address) if speaker.has("listen") else (bytes(4), bytes(16))
+    addresses = speaker.parsed_list("listen", _own_address) if speaker.has("listen") else (bytes(4), bytes(16))
     speaker.parsed_list("listen", str)
     control = speaker.take("control", str, DEFAULT_CONTROL)
     state = speaker.take("state", str, "")
@@ -132,6 +133,9 @@ class _PeerReader:
         name = table.take("name", str, nlri.address_text(address))
         config = self._common(table, name, address, table.number("port", 1, 65535, 179))
         config = replace(config, passive=table.take("passive", bool, False))
+        if _is_link_local(address) and not config.passive:
+            shown = nlri.address_text(address)
+            raise table.error("address", f"{_NO_ZONE}, or passive = true, so that it connects", shown)
         table.end()
         return config
 
@@ -214,7 +218,7 @@ class _PeerReader:
         try:
             return Transport(
                 port,
-                table.parsed("local-address", nlri.parse_address, b""),
+                table.parsed("local-address", _own_address, b""),
                 password.encode(),
                 table.number("ttl-security", 0, 254, 0),
                 table.number("multihop", 0, 255, 0),
@@ -249,6 +253,17 @@ def _family(text: str) -> Family:
     if text not in _FAMILIES:
         raise ValueError("must be ipv4 or ipv6")
     return _FAMILIES[text]
+
+
+def _is_link_local(address: bytes) -> bool:
+    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
+
+
+def _own_address(text: str) -> bytes:
+    address = nlri.parse_address(text)
+    if _is_link_local(address):
+        raise ValueError(_NO_ZONE)
+    return address
 
 
 def _identifier(text: str) -> bytes:

@@ -2,7 +2,8 @@
 
     {"command": "routes", "prefix": "10.1.0.0/16"}
     {"item": {...}}                      none, one or many
-    {"end": true}                        or {"error": "there is no peer 'x'; there are: ..."}
+    {"end": true}                        or {"error": "there is no peer 'x'; there are: ..."},
+                                         with "wrong": true where the request itself is
 
 Rule: who can open the socket (mode 0600: root and the daemon's user) may do everything. A long answer is written in
 slices, as fast as it is read, and sessions go on meanwhile. What comes in is bounded.
@@ -22,6 +23,7 @@ from typing import Any
 
 from bgp.aio import SetupError
 from bgp.message.errors import BgpError
+from bgp.views import NoPrefix
 
 _LONGEST_REQUEST = 65536
 _PATIENCE = 10.0
@@ -39,6 +41,7 @@ class ControlSocket:
         self.path = path
         self._answer = answer
         self._server: asyncio.Server | None = None
+        self._ours: tuple[int, int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -46,6 +49,7 @@ class ControlSocket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _bind(sock, self.path)
+            self._ours = _identity(self.path)
             self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=_LONGEST_REQUEST)
         except OSError as error:
             sock.close()
@@ -60,7 +64,8 @@ class ControlSocket:
             for task in tuple(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            _remove(self.path)
+            if _identity(self.path) == self._ours:  # another daemon's may be there by now
+                _remove(self.path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -68,13 +73,15 @@ class ControlSocket:
         self._tasks.add(task)
         try:
             async with asyncio.timeout(_PATIENCE):
-                line = await reader.readline()
+                line = await _request(reader)
             await self._reply(line, writer)
-        except (TimeoutError, ConnectionError, ValueError):
-            pass  # ValueError: a line longer than the limit
+            writer.close()
+        except (TimeoutError, ConnectionError):
+            pass
         finally:
             self._tasks.discard(task)
-            writer.close()
+            if not writer.is_closing():
+                writer.transport.abort()  # what nobody reads must not stay
 
     async def _reply(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         try:
@@ -93,9 +100,17 @@ class ControlSocket:
                     await asyncio.sleep(0)
             writer.write(_line({"end": True}))
         except BgpError as error:
-            writer.write(_line({"error": str(error)}))
+            writer.write(_line({"error": str(error), **({"wrong": True} if isinstance(error, NoPrefix) else {})}))
         async with asyncio.timeout(_PATIENCE):
             await writer.drain()
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes:
+    """A line; empty where it is longer than any request."""
+    try:
+        return await reader.readline()
+    except ValueError:
+        return b""
 
 
 def _bind(sock: socket.socket, path: str) -> None:
@@ -116,11 +131,23 @@ def _remove(path: str) -> None:
         Path(path).unlink()
 
 
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of what is there."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _answers(path: str) -> bool:
+    """Whether somebody listens there: one who is too busy to take a connection does, too."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
             probe.connect(path)
+        except (BlockingIOError, TimeoutError):
+            return True
         except OSError:
             return False
         return True

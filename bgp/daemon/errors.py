@@ -9,3 +9,7 @@ class ConfigError(Exception):
 
 class CommandError(Exception):
     """It could not be done: the daemon does not answer, has refused, or cannot start."""
+
+
+class RequestError(CommandError):
+    """What was asked for cannot be: the command is wrong."""

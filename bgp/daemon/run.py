@@ -8,6 +8,7 @@ remembers who stood; without, it says goodbye.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -81,6 +82,8 @@ class Daemon:
         await control.open()
         try:
             self.driver.start()
+            for name, problem in self.driver.unsigned.items():
+                log.error("%s: %s", name, problem)
             log.info("running: AS %d, %d peers, %d ranges", config.speaker.asn, len(config.peers), len(config.ranges))
             if before:
                 log.info("restarted: routes are decided when %s have sent theirs", ", ".join(before))
@@ -92,8 +95,11 @@ class Daemon:
 
     # ------------------------------------------------------------------------------------------- configuration
 
-    def reload(self) -> None:
-        """Make the file's configuration ours. Raises ConfigError, and then nothing has changed."""
+    def reload(self) -> str:
+        """Make the file's configuration ours; what this host does not take of it (passwords).
+
+        Raises ConfigError, and then nothing has changed.
+        """
         before, after = self.config, load(self.path, self.config)
         for name in ("listen", "control"):
             if getattr(before, name) != getattr(after, name):
@@ -111,7 +117,8 @@ class Daemon:
         try:
             self.driver.wake()
         except SetupError as error:
-            raise ConfigError(f"{self.path}: {error}") from None
+            return f"the configuration counts from now on, but {error}"
+        return ""
 
     def _announce(self, before: Config | None, after: Config) -> None:
         """Make what we originate what the configuration says."""
@@ -126,8 +133,10 @@ class Daemon:
 
     def _reload_and_log(self) -> None:
         try:
-            self.reload()
+            problem = self.reload()
             log.info("configuration read anew: %d peers", len(self.config.peers))
+            if problem:
+                log.error("%s", problem)
         except ConfigError as error:
             log.error("the configuration stays as it was: %s", error)
 
@@ -151,13 +160,14 @@ class Daemon:
             self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER, self._save)
 
     def _save(self) -> None:
-        """Write down who stands, in one piece or not at all."""
+        """Write down who stands, and for whom we still wait, in one piece or not at all."""
         if self._saving:
             self._saving.cancel()
             self._saving = None
         if not self.config.state:
             return
-        names = sorted(name for name, peer in self.speaker.peers.items() if peer.session.negotiated)
+        stand = {name for name, peer in self.speaker.peers.items() if peer.session.negotiated}
+        names = sorted(stand | self.speaker.deferral.names)
         path = Path(self.config.state)
         beside = path.with_name(path.name + ".new")
         try:
@@ -200,7 +210,8 @@ class Daemon:
         name = _text(request, "peer")
         match request.get("command"):
             case "summary":
-                yield {**views.summary(self.speaker), "bfd": self.driver.liveness.view()}
+                unsigned = {"unsigned": self.driver.unsigned} if self.driver.unsigned else {}
+                yield {**views.summary(self.speaker), "bfd": self.driver.liveness.view(), **unsigned}
             case "peers":
                 yield from views.peers(self.speaker, now, name)
             case "routes":
@@ -216,9 +227,11 @@ class Daemon:
                 yield metrics.text(self.speaker, now)
             case "reload":
                 try:
-                    self.reload()
+                    problem = self.reload()
                 except ConfigError as error:
                     raise LocalError(str(error)) from None
+                if problem:
+                    raise LocalError(problem)
             case "shutdown-peer" | "start-peer" | "reset-peer" | "refresh-peer" as command:
                 self._act(command, views.find(self.speaker, name).name, _text(request, "text"))
             case command:
@@ -236,13 +249,14 @@ class Daemon:
             negotiated = self.speaker.peers[name].session.negotiated
             for family in negotiated.families if negotiated else (Family.IPV4,):
                 self.speaker.ask_again(name, family)
-        self.driver.wake()
+        with contextlib.suppress(SetupError):  # a key that is refused was told of when it was configured
+            self.driver.wake()
 
 
 def _text(request: dict[str, Any], key: str) -> str:
     value = request.get(key, "")
-    if not isinstance(value, str):
-        raise LocalError(f"{key} must be a string")
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise LocalError(f"{key} must be a string of Unicode")
     return value
 
 

@@ -13,6 +13,8 @@ from bgp.daemon.errors import ConfigError
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_ALIKE = 0.8
+"""How alike two names are (difflib) when one is taken for the other: `address` is not `local-address`."""
 
 
 class Table:
@@ -38,6 +40,7 @@ class Table:
         value = self._values.get(key, _MISSING)
         if value is _MISSING:
             if default is _MISSING:
+                self._refuse_misspelt(key)
                 raise self.error(key, "is missing; add it")
             return default
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
@@ -121,6 +124,8 @@ class Table:
 
     def table(self, key: str) -> Table:
         """A table inside; empty where it is missing."""
+        if key not in self._values:
+            self._refuse_misspelt(key)
         return Table(self.file, self._name(key), self.take(key, dict, {}))
 
     def tables(self, key: str) -> list[Table]:
@@ -133,6 +138,12 @@ class Table:
     def named_tables(self) -> list[tuple[str, Table]]:
         """Each key of this table as a table of its own."""
         return [(name, self.table(name)) for name in self._values]
+
+    def _refuse_misspelt(self, key: str) -> None:
+        """What is missing may be there under nearly its name."""
+        near = difflib.get_close_matches(key, [each for each in self._values if each not in self._asked], 1, _ALIKE)
+        if near:
+            raise self.error(near[0], f"there is no such key; did you mean {key}?")
 
     def end(self) -> None:
         """Nothing else may stand here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -190,6 +191,71 @@ async def test_a_notification_is_no_end(routers: Routers) -> None:
     assert "Cease/Administrative Shutdown" in (await other.peer(ours.site.address)).why
     said = [entry["reason"] for entry in await ours.command("log", peer=address) if "reason" in entry]
     assert said[-1] == "cease/hard reset (6/9): cease/administrative shutdown (6/2): for good"
+
+
+@pytest.mark.timeout(150)
+async def test_another_hold_time_costs_no_route(routers: Routers, theirs: type[Router]) -> None:
+    """A reload begins the session anew: FRR is told (RFC 8538), who has RFC 4724 alone is not, and both keep all.
+
+    All but what BIRD has told us: its new OPEN says that it did not go on forwarding, unless it has restarted itself.
+    """
+    ours, other = await routers.pair((Ours, 65001), (theirs, 65001), networks=(OURS, THEIRS), restart_time=60)
+    assert isinstance(ours, Ours)
+    address = other.site.address
+    kept = {ours: ("10.2.0.0/24", "fd02::/64"), other: ("10.1.0.0/24", "fd01::/64")}
+    for router, prefixes in kept.items():
+        for prefix in prefixes:
+            await router.has(prefix)
+    async with Watch(ours, *kept[ours]) as here, Watch(other, *kept[other]) as there:
+        await ours.change_peerings(hold_time=45)
+
+        async def agreed() -> bool:
+            view = await ours.view(address)
+            return bool(view["state"] == "established" and view["hold_time"] == 45)
+
+        await ours.until("the new hold time", agreed)
+        await other.established()
+        for router, prefixes in kept.items():
+            for prefix in prefixes:
+                await router.until(f"{prefix} anew", fresh(router, prefix))
+    assert not there.missed
+    assert other.kind == "bird" or not here.missed
+    assert (await ours.view(address))["flaps"] == 1
+
+
+@pytest.mark.timeout(150)
+async def test_a_peer_whose_end_was_not_heard_comes_back_at_once(routers: Routers, theirs: type[Router]) -> None:
+    """It dies with its link, and is back before the hold time is over: its new connection is taken (section 5)."""
+    ours, other = await routers.pair((Ours, 65001), (theirs, 65001), networks=(OURS, THEIRS), restart_time=120)
+    assert isinstance(ours, Ours)
+    address = other.site.address
+    for prefix in ("10.2.0.0/24", "10.2.1.0/24"):
+        await ours.has(prefix)
+
+    async def settled() -> bool:
+        return bool((await ours.view(address))["since"] > 10)
+
+    await ours.until("no collision any more", settled)
+    other.space.sysctl("net/ipv4/tcp_orphan_retries", "1")
+    other.space.ip(f"route add blackhole {ours.site.address}/32")
+    async with Watch(ours, "10.2.0.0/24") as watch:
+        await other.kill()
+
+        async def forgotten() -> bool:
+            lines = other.space.call(Path("/proc/thread-self/net/tcp").read_text).splitlines()[1:]
+            return not any(line.split()[2].endswith(":00B3") or line.split()[1].endswith(":00B3") for line in lines)
+
+        await other.until("the end of its connections", forgotten)
+        other.space.ip(f"route del blackhole {ours.site.address}/32")
+        assert (await ours.peer(address)).established
+        other.site.networks = (THEIRS[0], THEIRS[2])
+        await other.start(recovering=True)
+        await other.established()
+        await ours.lacks("10.2.1.0/24")
+        await ours.until("10.2.0.0/24 anew", fresh(ours, "10.2.0.0/24"))
+    assert not watch.missed
+    view = await ours.view(address)
+    assert (view["flaps"], view["last_down"]) == (1, "the peer has restarted")
 
 
 async def test_end_of_rib_for_each_family(routers: Routers) -> None:

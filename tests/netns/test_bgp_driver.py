@@ -206,9 +206,28 @@ async def test_a_second_connection_is_refused_with_a_reason() -> None:
         first.sock.close()
 
 
+async def test_a_link_local_peer_may_connect(space: Namespace) -> None:
+    """Its interface is in no address here, and where it comes from the kernel knows."""
+    space.run("ip", "address", "add", "fe80::2/128", "dev", "lo", "nodad")
+    speaker = Host(1, listen=False)
+    speaker.driver.listen = (Listen(bytes(16), PORT),)
+    async with running(speaker):
+        config = PeerConfig("near", nlri.parse_address("fe80::2"), ASN, passive=True, hold_time=30)
+        speaker.speaker.add_peer(config, 0.0)
+        speaker.driver.wake()
+        sock = socket.socket(socket.AF_INET6)
+        sock.settimeout(PATIENCE)
+        zone = socket.if_nametoindex("lo")
+        sock.bind(("fe80::2", 0, 0, zone))
+        await asyncio.to_thread(sock.connect, ("fe80::2", PORT, 0, zone))
+        probe = await asyncio.to_thread(Probe, sock, 2)
+        await eventually(lambda: speaker.established() == 1, timeout=PATIENCE)
+        probe.sock.close()
+
+
 async def test_a_peer_that_has_restarted_comes_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its old connection still stands here: it is closed, and the new one is taken in its place."""
-    monkeypatch.setattr("bgp.speaker._SETTLED", 0.0)
+    monkeypatch.setattr("bgp.peer._SETTLED", 0.0)
     speaker = Host(1)
     async with running(speaker):
         speaker.peer(2, passive=True)

@@ -72,7 +72,11 @@ class Ours(Router):
         return BfdView(found["state"], found["interval"], found["detection"])
 
     async def retime(self, bfd: Bfd | None) -> None:
-        self.site.peerings = tuple(replace(peering, bfd=bfd) for peering in self.site.peerings)
+        await self.change_peerings(bfd=bfd)
+
+    async def change_peerings(self, **options: Any) -> None:
+        """Other settings for every neighbour, by a reload."""
+        self.site.peerings = tuple(replace(peering, **options) for peering in self.site.peerings)
         self._write()
         await self.command("reload")
 

@@ -210,6 +210,25 @@ PEER = SPEAKER + '[[peers]]\naddress = "192.0.2.2"\n'
         ("", "speaker.toml: speaker.router-id: is missing; add it|speaker.toml: speaker.asn: is missing; add it"),
         (SPEAKER + "as = 1", r"speaker.toml: speaker.as: there is no such key; did you mean asn\?"),
         (SPEAKER + "bird = 1", "speaker.toml: speaker.bird: there is no such key; known here: addresses, asn"),
+        (SPEAKER.replace("asn", "asnn"), r"speaker.asnn: there is no such key; did you mean asn\?"),
+        (SPEAKER.replace("router-id", "router_id"), r"speaker.router_id: .*; did you mean router-id\?"),
+        (SPEAKER.replace("[speaker]", "[speeker]"), r"toml: speeker: .*; did you mean speaker\?"),
+        (SPEAKER + "[[peers]]\nadress = '192.0.2.2'", r"peers\[1\].adress: .*; did you mean address\?"),
+        (SPEAKER + "[[peers]]\nlocal-address = '192.0.2.2'", r"peers\[1\].address: is missing"),
+        (SPEAKER + "[[ranges]]\nprefixes = '192.0.2.0/24'", r"ranges\[1\].prefixes: .*; did you mean prefix\?"),
+        (SPEAKER + "[[announce]]\nprefixs = ['192.0.2.0/24']", r"announce\[1\].prefixs: .*; did you mean prefix"),
+        (SPEAKER + "[[policies.p.rules]]\nacton = 'accept'", r"policies.p.rules\[1\].acton: .* mean action\?"),
+        (SPEAKER + "[[policies.p.rules]]\naction = 'accept'\nst = {}", r"policies.p.rules\[1\].st: .* mean set\?"),
+        (SPEAKER + "[policies.p]\ndefalt = 'accept'", r"policies.p.defalt: .* mean default\?"),
+        (PEER + "asnn = 1", r"peers\[1\].asnn: there is no such key; did you mean asn\?"),
+        (PEER + "bfd = {min-xt = 100}", r"peers\[1\].bfd.min-xt: .* mean min-"),
+        (PEER + 'adress = "192.0.2.3"', r"peers\[1\].adress: .* mean address\?"),
+        (SPEAKER + 'listen = ["foo:bar"]', r"speaker.listen = 'foo:bar': is no address"),
+        (PEER + 'local-address = "foo:bar"', r"peers\[1\].local-address = 'foo:bar': is no address"),
+        (SPEAKER + '[[peers]]\naddress = "192.0.2.1:179"', r"peers\[1\].address = '192.0.2.1:179': is no address"),
+        (SPEAKER + '[[peers]]\naddress = "fe80::2"', r"address = 'fe80::2': .*; use a global one, or passive = true"),
+        (SPEAKER + 'listen = ["fe80::1"]', "speaker.listen = 'fe80::1': a link-local address needs its interface"),
+        (PEER + 'local-address = "fe80::1"', r"peers\[1\].local-address = 'fe80::1': a link-local address needs"),
         (SPEAKER.replace("65001", "0"), "speaker.asn = 0: must lie between 1 and 4294967295"),
         (SPEAKER.replace("65001", '"x"'), "speaker.asn = 'x': must be a whole number"),
         (SPEAKER.replace("65001", "true"), "speaker.asn = True: must be a whole number"),
@@ -261,6 +280,11 @@ def test_what_is_wrong_is_said_with_file_key_value_and_remedy(text: str, words: 
     assert re.search(words, message), message
     assert message.startswith("speaker.toml: ")
     assert "\n" not in message
+
+
+def test_a_link_local_peer_may_connect() -> None:
+    (peer,) = read(SPEAKER + '[[peers]]\naddress = "fe80::2"\npassive = true').peers
+    assert nlri.address_text(peer.address) == "fe80::2"
 
 
 def test_communities_are_read_as_they_are_shown() -> None:

@@ -119,5 +119,5 @@ def test_a_range_invites_until_it_is_full(peers: Peers) -> None:
 
 
 def test_listening_sockets_know_peers_and_ranges(peers: Peers) -> None:
-    found = [(address, bits) for address, bits, _ in peers.transports()]
-    assert found == [(A.address, None), (B.address, None), (bytes(4), 24)]
+    found = [each[:3] for each in peers.transports()]
+    assert found == [("a", A.address, None), ("b", B.address, None), ("clients", bytes(4), 24)]

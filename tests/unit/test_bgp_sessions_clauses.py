@@ -220,16 +220,26 @@ def test_a_session_that_begins_anew_for_its_settings_loses_no_route(options: dic
     assert negotiated and negotiated.hold_time == 9
 
 
-def test_what_has_gone_while_a_session_began_anew_goes() -> None:
+@pytest.mark.parametrize("notification", [True, False])
+def test_what_has_gone_while_a_session_began_anew_goes(notification: bool) -> None:
+    """Also between speakers with RFC 4724 alone: nothing is said then, for a NOTIFICATION would be the end."""
     cluster = Cluster()
     for number in (1, 2):
         cluster.speaker(number)
     cluster.mesh((1, 2))
+    session = cluster.speakers[2].peers["1"].session
+    restart = session.settings.capabilities.graceful_restart
+    assert restart
+    restart = replace(restart, notification=notification)
+    session.change_capabilities(replace(session.settings.capabilities, graceful_restart=restart))
     cluster.everywhere(10, (1, 2))
     cluster.network.run(20)
     ours = cluster.speakers[1]
     ours.set_peers([changed(ours.peers["2"].config, hold_time=30)], cluster.network.now)
-    cluster.network.settle()
+    cluster.network.run(0.2)
+    (down,) = (down for down in cluster.events(2, Down) if down.was is State.ESTABLISHED)
+    assert (down.received is not None) is notification
+    assert cluster.known(2) == {1, 2}
     cluster.speakers[2].retract(V4, prefix(2))
     cluster.speakers[2].retract(V6, prefix6(2))
     assert cluster.known(1) == {1, 2}
@@ -284,3 +294,60 @@ def test_what_was_said_in_the_open_is_what_was_agreed_on() -> None:
     (established,) = (output for output in outputs if isinstance(output, Established))
     assert established.negotiated.sent.capabilities == sent
     assert (established.negotiated.families, established.negotiated.enhanced_refresh) == ((V4, V6), False)
+
+
+def test_too_many_prefixes_are_an_end_for_good() -> None:
+    """RFC 8538 section 5.1: it stays down until somebody acts, so no routes are kept for its return."""
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.peer(1, 2, most_prefixes=1)
+    cluster.peer(2, 1)
+    cluster.everywhere(10, (1, 2))
+    cluster.speakers[2].originate(V4, prefix(22))
+    cluster.until(2, {1: {1}, 2: {2, 22, -1}})
+    down = cluster.speakers[2].peers["1"].session.last_down
+    assert down and down.received
+    assert down.received.inside == Notification.too_many_prefixes(V4, 1)
+
+
+def test_who_keeps_no_routes_is_told_why_a_session_begins_anew() -> None:
+    cluster = Cluster()
+    cluster.speaker(1)
+    cluster.speaker(2, restart_time=0)
+    cluster.mesh((1, 2))
+    cluster.everywhere(10, (1, 2))
+    ours = cluster.speakers[1]
+    ours.set_peers([changed(ours.peers["2"].config, hold_time=30)], cluster.network.now)
+    cluster.until(0.4, {1: {1}, 2: {2}})
+    down = cluster.speakers[2].peers["1"].session.last_down
+    assert down and down.received and down.received.subcode == Cease.OTHER_CONFIGURATION_CHANGE
+
+
+def test_a_reset_is_an_attempt_at_once_and_starts_nothing_that_is_kept_down() -> None:
+    cluster = Cluster()
+    speaker = cluster.speaker(1)
+    cluster.peer(1, 2)
+    cluster.network.run(3600)
+    session = speaker.peers["2"].session
+    while (at := session.timers()["start"]) is None or at < cluster.network.now + 30:
+        cluster.network.run(1)
+    speaker.reset("2", cluster.network.now)
+    at = session.timers()["start"]
+    assert at is not None and at <= cluster.network.now + 1
+    speaker.stop_peer("2", cluster.network.now)
+    speaker.reset("2", cluster.network.now)
+    assert not session.started
+
+
+def test_nothing_is_kept_of_a_peer_that_has_graceful_restart_for_no_family() -> None:
+    """RFC 4724 section 3: it only says that it sends End-of-RIB. Nobody is awaited, and nothing is shown as kept."""
+    cluster = Cluster()
+    speaker = cluster.speaker(1)
+    cluster.peer(1, 2, 65002)
+    probe = Probe(cluster, 2, 65002, peer=1, families=(V4,), graceful_restart=GracefulRestart(120))
+    probe.send(encode_announcement(V4, FROM_2, [prefix(7)], as4=True))
+    cluster.network.remove("2")
+    cluster.network.run(1)
+    assert cluster.known(1) == {1}
+    assert not speaker.peers["2"].awaited
