@@ -61,7 +61,7 @@ class Block(NamedTuple):
     """The value of MP_UNREACH_NLRI."""
     faults: tuple[Fault, ...] = ()
     present: int = 0
-    """A bit for each attribute type below 64 that was there and well-formed."""
+    """A bit for each attribute type that was there and well-formed."""
 
 
 class Withdraw(Exception):
@@ -121,7 +121,7 @@ class AttributeDecoder:
         others: list[tuple[int, int, bytes]] = []
         faults: list[Fault] = []
         remembered = self._attributes
-        present = 0
+        present = repeated = 0
         position, end = 0, len(block)
         while position < end:
             try:
@@ -139,11 +139,12 @@ class AttributeDecoder:
                 break
             whole = block[position:following]
             position = following
-            if kind < 64:
-                if present >> kind & 1:
+            if present >> kind & 1:
+                if not repeated >> kind & 1:
+                    repeated |= 1 << kind
                     self._repeated(kind, faults)
-                    continue
-                present |= 1 << kind
+                continue
+            present |= 1 << kind
             known = remembered.get(whole)
             if known is not None:
                 values[known[0]] = known[1]
@@ -198,7 +199,7 @@ class AttributeDecoder:
                 UpdateError.MALFORMED_ATTRIBUTE_LIST,
                 reason=f"{AttributeType(kind).name} stands twice",
             )
-        faults.append(Fault(kind, False, "stands twice; the first one counts"))
+        faults.append(Fault(kind, False, "stands there more than once; the first one counts"))
 
     @staticmethod
     def _wrong_flags(flags: int, kind: int, whole: bytes) -> None:
@@ -236,10 +237,7 @@ class AttributeDecoder:
                 f"unrecognised well-known attribute {kind}",
             )
         elif flags & TRANSITIVE:
-            if any(other[1] == kind for other in others):
-                faults.append(Fault(kind, False, "stands twice; the first one counts"))
-            else:
-                others.append((OPTIONAL | TRANSITIVE | PARTIAL, kind, value))
+            others.append((OPTIONAL | TRANSITIVE | PARTIAL, kind, value))
 
 
 # ------------------------------------------------------------------------------------------- one a decoder

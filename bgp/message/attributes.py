@@ -29,7 +29,7 @@ class Attributes(NamedTuple):
     origin: int = Origin.IGP
     as_path: AsPath = EMPTY_PATH
     next_hop: bytes = b""
-    """4 octets, or 16, or 32 (an IPv6 address and a link-local one): from NEXT_HOP or MP_REACH_NLRI."""
+    """4 octets, or 16: from NEXT_HOP or MP_REACH_NLRI. To be announced it may have 32, with a link-local address."""
     med: int | None = None
     local_pref: int | None = None
     atomic_aggregate: bool = False

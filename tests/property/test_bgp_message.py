@@ -149,7 +149,9 @@ def test_ipv4_with_a_next_hop_of_ipv6(
     messages = encode_announcement(Family.IPV4, attributes, prefixes, as4=True)
     updates = decode(messages, extended=True)
     assert [p for update in updates for _, some, _ in update.announced for p in some] == prefixes
-    assert {got for update in updates for _, _, got in update.announced} == {attributes}
+    assert {got for update in updates for _, _, got in update.announced} == {
+        attributes._replace(next_hop=next_hop[:16])
+    }
     for message in messages:  # for who has not agreed to it, the attribute is wrong
         with pytest.raises(RemoteError):
             decode([message])
@@ -315,7 +317,7 @@ def harmless(data: bytes) -> None:
                 for family, prefixes, attributes in update.announced:
                     assert prefixes
                     assert encode_path(attributes.as_path, 4) is not None
-                    assert len(attributes.next_hop) in ((4,) if family is Family.IPV4 else (16, 32))
+                    assert len(attributes.next_hop) == (4 if family is Family.IPV4 else 16)
 
 
 @settings(deadline=None)

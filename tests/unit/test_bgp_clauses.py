@@ -283,3 +283,84 @@ def test_rfc_4724_section_2_with_other_attributes_it_is_no_end_of_rib(beside: by
 def test_rfc_4724_section_2_with_routes_of_ipv4_it_is_no_end_of_rib() -> None:
     update = decode(body(bytes.fromhex("800f03000201"), b"", PREFIX))
     assert (update.end_of_rib, update.withdrawn) == (None, ((Family.IPV4, [PREFIX]),))
+
+
+# -------------------------------------------------------------------------------------- next hops of IPv6
+
+LINK_LOCAL = bytes.fromhex("fe80") + bytes(13) + b"\x02"
+
+
+def reach_by(next_hop: bytes, family: Family = Family.IPV6) -> bytes:
+    prefix = V6_PREFIX if family is Family.IPV6 else PREFIX
+    value = family.wire + bytes((len(next_hop),)) + next_hop + b"\0" + prefix
+    return body(attribute(0x80, 14, value) + ORIGIN + PATH)
+
+
+@pytest.mark.parametrize(
+    ("second", "faults"),
+    [(LINK_LOCAL, 0), (b"\xfe\xbf" + LINK_LOCAL[2:], 0), (bytes(16), 1), (V6_HOP, 1), (b"\xfe\xc0" + bytes(14), 1)],
+)
+@pytest.mark.parametrize("family", Family)
+def test_rfc_2545_section_3_of_two_next_hops_the_global_one_is_kept(
+    second: bytes, faults: int, family: Family
+) -> None:
+    """As RFC 8950 section 4 has it for IPv4. What is not link-local behind it is noted."""
+    decoder = UpdateDecoder(Family, AttributeDecoder(as4=True, internal=True), extended=True)
+    update = decoder.decode(reach_by(V6_HOP + second, family))
+    assert [attributes.next_hop for _, _, attributes in update.announced] == [V6_HOP]
+    assert [fault.withdraws for fault in update.faults] == [False] * faults
+
+
+@pytest.mark.parametrize(
+    "next_hop", [LINK_LOCAL, LINK_LOCAL + LINK_LOCAL, bytes(16) + LINK_LOCAL, b"\xff\x02" + bytes(14) + LINK_LOCAL]
+)
+def test_rfc_2545_section_3_without_a_global_next_hop_there_is_no_route(next_hop: bytes) -> None:
+    update = decode(reach_by(next_hop))
+    assert (update.announced, update.withdrawn) == ((), ((Family.IPV6, [V6_PREFIX]),))
+    assert [str(fault) for fault in update.faults] == ["MP_REACH_NLRI: the next hop is no host address"]
+
+
+def test_rfc_2545_section_3_a_link_local_next_hop_is_not_reflected() -> None:
+    sent = Attributes(0, AsPath.sequence(65001), decode(reach_by(V6_HOP + LINK_LOCAL)).announced[0][2].next_hop)
+    assert LINK_LOCAL not in encode_announcement(Family.IPV6, sent, [V6_PREFIX], as4=True)[0]
+
+
+@pytest.mark.parametrize("size", [0, 4, 8, 15, 17, 24, 31, 33, 48])
+def test_rfc_7606_section_7_11_a_next_hop_of_another_length_ends_the_session(size: int) -> None:
+    assert refusal(reach_by((b"\x20\x01" + bytes(62))[:size])) == (3, 9)
+
+
+def test_rfc_4760_section_8_routes_of_a_family_not_agreed_on_are_noted() -> None:
+    update = decode(body(REACH + UNREACH + ORIGIN + PATH), families=(Family.IPV4,))
+    assert [str(fault) for fault in update.faults] == [
+        "MP_UNREACH_NLRI: family 2/1 was not agreed on: passed over",
+        "MP_REACH_NLRI: family 2/1 was not agreed on: passed over",
+    ]
+
+
+# --------------------------------------------------------------------------------------- many faults at once
+
+
+def test_rfc_7606_section_3_g_an_attribute_many_times_is_one_fault() -> None:
+    """Some 20,000 attributes fit into a message of RFC 8654."""
+    update = decode(
+        body(BASE + ORIGIN * 5000 + bytes.fromhex("c06300") * 10000 + bytes.fromhex("80c800") * 5, PREFIX)
+    )
+    assert sorted(fault.kind for fault in update.faults) == [1, 0x63, 0xC8]
+    assert not any(fault.withdraws for fault in update.faults)
+    assert update.announced[0][2].others == ((0xE0, 0x63, b""),)
+
+
+def test_rfc_7606_section_3_g_of_an_unrecognised_attribute_the_first_counts() -> None:
+    update = decode(body(BASE + bytes.fromhex("c0630101 c0630102"), PREFIX))
+    assert update.announced[0][2].others == ((0xE0, 0x63, b"\1"),)
+
+
+def test_the_flight_recorder_shows_a_few_faults_of_many() -> None:
+    pair = Pair()
+    twice = b"".join(2 * bytes((0xC0, kind, 0)) for kind in range(40, 240))
+    pair.update(body(BASE + twice, PREFIX))
+    (faults,) = [entry["faults"] for entry in pair.peer.session.recorder.entries(1.0) if "faults" in entry]
+    assert len(faults) == 21
+    assert faults[-1] == "and 180 more"
+    assert len(pair.peer.faults) <= 100
