@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bgp.message.aspath import AsPath, MalformedPath, decode_path, merge
+from bgp.message.aspath import AS_SEQUENCE, AS_SET, AsPath, MalformedPath, decode_path, merge
 from bgp.message.attributes import Attributes
 from bgp.message.codes import (
     AS_TRANS,
@@ -264,10 +264,14 @@ def _as_path_of_two(value: bytes) -> AsPath:
 
 
 def _as4_path(value: bytes) -> AsPath:
+    """RFC 6793 section 6: segments of a confederation have no place in it and are left out."""
     try:
-        return decode_path(value, 4)
+        path = decode_path(value, 4, confederation=True)
     except MalformedPath as wrong:
         raise Discard(str(wrong)) from None
+    if not path:
+        raise Discard("no AS number")
+    return AsPath(segment for segment in path if segment[0] in (AS_SET, AS_SEQUENCE))
 
 
 def _next_hop(value: bytes) -> bytes:

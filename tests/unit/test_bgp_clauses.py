@@ -364,3 +364,71 @@ def test_the_flight_recorder_shows_a_few_faults_of_many() -> None:
     assert len(faults) == 21
     assert faults[-1] == "and 180 more"
     assert len(pair.peer.faults) <= 100
+
+
+# ------------------------------------------------------------------------- AS numbers of two octets (RFC 6793)
+
+
+def old_path(path: str, path4: str, more: str = "") -> Update:
+    """From a speaker of two octets: AS_PATH and AS4_PATH by their values, in hex."""
+    values = attribute(0x40, 2, bytes.fromhex(path)) + attribute(0xC0, 17, bytes.fromhex(path4))
+    return decode(body(ORIGIN + values + NEXT_HOP + bytes.fromhex(more), PREFIX), as4=False)
+
+
+@pytest.mark.parametrize(
+    ("path4", "whole"),
+    [
+        ("0301 0000fde8 0201 00011170", "65001 70000"),
+        ("0201 00011170 0402 0000fde8 0000fde9", "65001 70000"),
+        ("0301 0000fde8", "65001 23456"),
+        ("0402 0000fde8 0000fde9 0301 0000fde8", "65001 23456"),
+    ],
+)
+def test_rfc_6793_section_6_segments_of_a_confederation_in_as4_path_are_left_out(path4: str, whole: str) -> None:
+    update = old_path("0202 fde9 5ba0", path4)
+    assert str(update.announced[0][2].as_path) == whole
+    assert update.faults == ()
+
+
+@pytest.mark.parametrize("path4", ["", "02", "0200", "0201 0001", "0501 00011170", "0301 0001", "0201 00000000"])
+def test_rfc_6793_section_6_a_malformed_as4_path_is_discarded(path4: str) -> None:
+    update = old_path("0202 fde9 5ba0", path4)
+    assert str(update.announced[0][2].as_path) == "65001 23456"
+    assert [(fault.kind, fault.withdraws) for fault in update.faults] == [(17, False)]
+
+
+@pytest.mark.parametrize(
+    ("path", "path4", "whole"),
+    [
+        ("0201 5ba0", "0202 00011170 00011171", "23456"),  # longer than AS_PATH: ignored
+        ("0102 fde9 5ba0", "0202 00011170 00011171", "{65001,23456}"),  # a set counts as one
+        ("0202 5ba0 5ba0", "0202 00011170 00011171", "70000 70001"),
+        ("0203 fde9 5ba0 5ba0", "0201 00011170 0102 00011171 00011172", "65001 70000 {70001,70002}"),
+        ("0102 0001 0002 0201 5ba0", "0201 00011170", "{1,2} 70000"),
+    ],
+)
+def test_rfc_6793_section_4_2_3_the_path_of_both(path: str, path4: str, whole: str) -> None:
+    assert str(old_path(path, path4).announced[0][2].as_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("aggregators", "whole", "aggregator"),
+    [
+        ("c00706 fde9 0a000001 c01208 00011170 0a000002", "65001 23456", (65001, b"\x0a\0\0\1")),  # both AS4 void
+        ("c00706 5ba0 0a000001 c01208 00011170 0a000002", "65001 70000", (70000, b"\x0a\0\0\2")),
+        ("c01208 00011170 0a000002", "65001 70000", None),
+        ("c00706 fde9 0a000001", "65001 70000", (65001, b"\x0a\0\0\1")),
+        ("c00706 5ba0 0a000001 c01207 00011170 0a0000", "65001 70000", (23456, b"\x0a\0\0\1")),  # malformed
+    ],
+)
+def test_rfc_6793_section_4_2_3_precedence_of_the_aggregators(
+    aggregators: str, whole: str, aggregator: tuple[int, bytes] | None
+) -> None:
+    attributes = old_path("0202 fde9 5ba0", "0201 00011170", aggregators).announced[0][2]
+    assert (str(attributes.as_path), attributes.aggregator) == (whole, aggregator)
+
+
+def test_rfc_5065_section_5_segments_of_a_confederation_in_as_path_withdraw() -> None:
+    for kind in (3, 4):
+        path = attribute(0x40, 2, bytes((kind, 1, 0, 0, 0xFD, 0xE9)))
+        assert decode(body(ORIGIN + path + NEXT_HOP, PREFIX)).withdrawn == ((Family.IPV4, [PREFIX]),)
