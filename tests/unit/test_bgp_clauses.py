@@ -29,7 +29,7 @@ from bgp.message.attributes import attribute
 from bgp.message.codes import EXTENDED_MESSAGE_SIZE
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
-from bgp.policy import Change, Policy, Rule
+from bgp.policy import EVERYTHING, Change, Policy, Rule
 from bgp.speaker import Speaker
 
 ORIGIN = bytes.fromhex("40010100")
@@ -432,3 +432,52 @@ def test_rfc_5065_section_5_segments_of_a_confederation_in_as_path_withdraw() ->
     for kind in (3, 4):
         path = attribute(0x40, 2, bytes((kind, 1, 0, 0, 0xFD, 0xE9)))
         assert decode(body(ORIGIN + path + NEXT_HOP, PREFIX)).withdrawn == ((Family.IPV4, [PREFIX]),)
+
+
+# --------------------------------------------------------------------- prefixes that are not taken (RFC 4271 6.3)
+
+MARTIANS = (
+    *("0.0.0.0/8", "0.1.2.0/24", "127.0.0.0/8", "127.0.0.1/32", "224.0.0.0/8", "239.1.0.0/16", "255.255.255.255/32"),
+    *("::/16", "::/128", "::1/128", "::ffff:10.0.0.0/104", "fe80::/10", "fe80::1/128", "ff00::/8", "ff02::/16"),
+)
+DEFAULTS = ("0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "64.0.0.0/7", "::/0", "::/1", "8000::/1", "2000::/3", "fc00::/7")
+TAKEN = (
+    *("1.0.0.0/8", "126.0.0.0/8", "128.0.0.0/8", "223.255.255.0/24", "240.0.0.0/8", "10.0.0.0/8", "198.51.100.1/32"),
+    *("64:ff9b::/96", "fd00::/8", "fec0::/10", "2001:db8::/32", "100::/64"),
+)
+
+
+def announced(*prefixes: str, **config: Any) -> Pair:
+    pair = Pair(**config)
+    for prefix in prefixes:
+        family, wire = nlri.parse(prefix)
+        if family is Family.IPV4:
+            pair.update(body(BASE, wire))
+        else:
+            reach = attribute(0x80, 14, bytes.fromhex("00020110") + V6_HOP + b"\0" + wire)
+            pair.update(body(reach + ORIGIN + PATH))
+    return pair
+
+
+@pytest.mark.parametrize("config", [{}, {"import_policy": EVERYTHING}, {"accept_default": True}])
+def test_rfc_4271_section_6_3_martians_are_ignored_with_the_reason(config: dict[str, Any]) -> None:
+    pair = announced(*MARTIANS, *TAKEN, **config)
+    for prefix in MARTIANS:
+        assert "where no host is" in (pair.fate(prefix) or ""), prefix
+    for prefix in TAKEN:
+        assert pair.fate(prefix) == "", prefix
+    chosen = {nlri.text(family, wire) for family, rib in pair.speaker.ribs.items() for wire in rib.chosen}
+    assert chosen == set(TAKEN)
+
+
+@pytest.mark.parametrize("config", [{}, {"import_policy": EVERYTHING}])
+def test_pieces_of_a_default_route_are_one(config: dict[str, Any]) -> None:
+    pair = announced(*DEFAULTS, **config)
+    for prefix in DEFAULTS:
+        assert "a default route" in (pair.fate(prefix) or ""), prefix
+    assert not any(rib.chosen for rib in pair.speaker.ribs.values())
+
+
+def test_who_takes_a_default_route_takes_its_pieces() -> None:
+    pair = announced(*DEFAULTS, accept_default=True)
+    assert {pair.fate(prefix) for prefix in DEFAULTS} == {""}
