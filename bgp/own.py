@@ -33,10 +33,8 @@ _SUSPECT = {
 """The first octets of martians."""
 
 
-def is_default(prefix: bytes) -> str:
-    """Why a prefix counts as a default route; empty where it does not."""
-    if prefix[0] >= SHORTEST:
-        return ""
+def too_short(prefix: bytes) -> str:
+    """Why a prefix of fewer bits is not used."""
     return f"shorter than /{SHORTEST}, as good as a default route" if prefix[0] else "a default route"
 
 
@@ -66,19 +64,20 @@ class OwnPrefixes:
         for path in paths:
             if path[0] < SHORTEST or path[1] in suspect:
                 return True
-        return bool(self._guarded[family]) and any(
-            self.refused(family, nlri.prefix_of(family, path)) for path in paths
-        )
+        return bool(self._guarded[family]) and any(self._ours(family, nlri.prefix_of(family, path)) for path in paths)
 
     def refused(self, family: Family, prefix: bytes) -> str:
         """Why a peer's route to it may not be used; empty where it may."""
+        if prefix[0] >= SHORTEST and prefix[1] in _SUSPECT[family]:
+            for each in _RANGES[family]:
+                if each.matches(family, prefix):
+                    return f"inside {nlri.text(family, each.prefix)}, where no host is"
+        return self._ours(family, prefix)
+
+    def _ours(self, family: Family, prefix: bytes) -> str:
         if prefix in self._guarded[family]:
             return "our own prefix"
         for each in self._guarded[family].values():
             if each.matches(family, prefix):
                 return f"inside our own {nlri.text(family, each.prefix)}"
-        if prefix[0] >= SHORTEST and prefix[1] in _SUSPECT[family]:
-            for each in _RANGES[family]:
-                if each.matches(family, prefix):
-                    return f"inside {nlri.text(family, each.prefix)}, where no host is"
         return ""

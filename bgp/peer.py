@@ -16,7 +16,7 @@ from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings, Several
 from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, LongLived, nlri
 from bgp.message.attribute_decoding import Fault
-from bgp.own import OwnPrefixes, is_default
+from bgp.own import SHORTEST, OwnPrefixes, too_short
 from bgp.policy import Policy
 from bgp.route import Kind, Source
 from bgp.session import Session
@@ -278,8 +278,8 @@ class Peer:
         refused = self._own.refused(family, prefix)
         if refused:
             return received, refused
-        if not self.config.accept_default and (refused := is_default(prefix)):
-            return received, refused
+        if prefix[0] < SHORTEST and not self.config.accept_default:
+            return received, too_short(prefix)
         if self.config.import_policy is None:
             return received, ""
         attributes = self.config.import_policy.apply(family, prefix, received)
