@@ -97,7 +97,7 @@ class Recorder:
 
     def note(self, text: str, now: float) -> None:
         """Something happened to the session."""
-        self._add(False, 0, text.encode(), now)
+        self._add(False, 0, text.encode(errors="replace"), now)
 
     def _add(self, sent: bool, kind: int, body: bytes, now: float) -> None:
         self._number += 1
@@ -115,7 +115,7 @@ class Recorder:
 
 def _shown(sent: bool, kind: int, body: bytes, context: Context) -> dict[str, Any]:
     if not kind:
-        return {"event": body.decode()}
+        return {"event": body.decode(errors="replace")}
     shown: dict[str, Any] = {"sent" if sent else "received": MessageType(kind).name}
     try:
         shown |= _READERS[kind](body, context, sent)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from bgp import views
 from bgp.connection import Direction, Send
 from bgp.message import (
     KEEPALIVE,
@@ -15,6 +17,7 @@ from bgp.message import (
     Capabilities,
     Family,
     MessageType,
+    Notification,
     Open,
     RemoteError,
     Update,
@@ -481,3 +484,50 @@ def test_pieces_of_a_default_route_are_one(config: dict[str, Any]) -> None:
 def test_who_takes_a_default_route_takes_its_pieces() -> None:
     pair = announced(*DEFAULTS, accept_default=True)
     assert {pair.fate(prefix) for prefix in DEFAULTS} == {""}
+
+
+# ---------------------------------------------------------------------------- words of a NOTIFICATION (RFC 9003)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"\xed\xa0\x80 \xed\xb3\xbf",  # surrogates, which UTF-8 does not have
+        b"\xff\xfe\xc0\x80",
+        b"\xf0\x9f\x98",  # cut
+        b"\x00\x1b[2J\r\n",
+        "\u202e\u2028 tac".encode(),  # the other direction, another line
+    ],
+)
+@pytest.mark.parametrize("hard", [False, True])
+def test_rfc_9003_section_2_any_octets_can_be_shown_and_logged(words: bytes, hard: bool) -> None:
+    pair = Pair()
+    data = bytes((6, 2, len(words))) + words
+    pair.say(frame(MessageType.NOTIFICATION, b"\x06\x09" + data if hard else data))
+    down = pair.peer.session.last_down
+    assert down is not None
+    assert down.received is not None
+    shown = json.dumps(
+        [views.log(pair.speaker, "peer", 1.0), list(views.peers(pair.speaker, 1.0))], ensure_ascii=False
+    )
+    for text in (shown, down.reason, down.received.text):
+        text.encode()
+        assert text.isprintable()
+
+
+@pytest.mark.parametrize("words", ["\udcff\ud800 tea", "\udcff" * 300, "\u20ac" * 100, "\U0001f600" * 64])
+def test_rfc_9003_section_2_any_words_can_be_sent(words: str) -> None:
+    """Those of a command line may hold lone surrogates. The 255 octets are whole characters."""
+    pair = Pair()
+    pair.speaker.reset("peer", 1.0, words)
+    pair.speaker.take(1.0)
+    for kind in (False, True):
+        data = Notification.shutdown(words, reset=kind).data
+        assert data[0] == len(data) - 1 <= 255
+        data[1:].decode()
+
+
+def test_a_note_of_the_flight_recorder_may_be_any_text_of_any_length() -> None:
+    pair = Pair()
+    pair.speaker.bfd_down("peer", 1.0, "\udcff" + "\u20ac" * 5000, independent=False)
+    json.dumps(views.log(pair.speaker, "peer", 1.0), ensure_ascii=False).encode()
