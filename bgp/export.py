@@ -127,10 +127,12 @@ def _to_internal(settings: ExportSettings, route: Route) -> Attributes:
         return attributes if attributes.local_pref == local_pref else attributes._replace(local_pref=local_pref)
     # Reflected: whom it came from, and through which clusters (RFC 4456 section 8). Written out, for it is done for
     # every route of every client: _replace takes three times as long.
-    origin, path, next_hop, med, _, atomic, aggregator, communities, originator, clusters, large, others = attributes
+    origin, path, hop, med, _, atomic, aggregator, communities, originator, clusters, large, others, partial = (
+        attributes
+    )
     return Attributes(
-        *(origin, path, next_hop, med, local_pref, atomic, aggregator, communities),
+        *(origin, path, hop, med, local_pref, atomic, aggregator, communities),
         originator or route.source.identifier,
         (settings.cluster_id or settings.identifier, *clusters),
-        *(large, others),
+        *(large, others, partial),
     )

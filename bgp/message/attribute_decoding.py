@@ -165,7 +165,9 @@ class AttributeDecoder:
             else:
                 place = _PLACES[kind]
                 values[place] = decoded
-                if kind not in _MULTIPROTOCOL:
+                if flags & PARTIAL and kind in _PASSED_ON:
+                    values[_PARTIAL] |= 1 << kind  # and not remembered: memory has values alone
+                elif kind not in _MULTIPROTOCOL:
                     self._attribute_octets += len(whole)
                     if len(remembered) >= _MEMORY or self._attribute_octets > _MEMORY_OCTETS:
                         remembered.clear()
@@ -187,7 +189,7 @@ class AttributeDecoder:
             values[1], values[6] = _whole_numbers(values[1], values[6], path4, aggregator4)
         if others:
             others.sort(key=lambda other: other[1])
-            values[_FIELDS - 1] = tuple(others)
+            values[_OTHERS] = tuple(others)
         return Block(Attributes._make(values[:_FIELDS]), reach, unreach, tuple(faults), present)
 
     @staticmethod
@@ -384,6 +386,7 @@ _FLAGS: dict[int, int] = {
 
 # Where a decoded value goes: the fields of Attributes in their order, then what does not stay as it is.
 _FIELDS = len(Attributes._fields)
+_OTHERS, _PARTIAL = Attributes._fields.index("others"), Attributes._fields.index("partial")
 _PLACES: dict[int, int] = {
     AttributeType.ORIGIN: 0,
     AttributeType.AS_PATH: 1,
@@ -404,6 +407,7 @@ _PLACES: dict[int, int] = {
 _ABSENT: list[Any] = [*Attributes(), None, None, None, None]
 
 _MULTIPROTOCOL = frozenset((AttributeType.MP_REACH_NLRI, AttributeType.MP_UNREACH_NLRI))
+_PASSED_ON = frozenset((AttributeType.AGGREGATOR, AttributeType.COMMUNITIES, AttributeType.LARGE_COMMUNITIES))
 
 
 def _whole_numbers(

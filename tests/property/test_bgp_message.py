@@ -54,6 +54,14 @@ others = st.lists(
     max_size=2,
     unique_by=lambda item: item[1],
 ).map(lambda items: tuple(sorted(items, key=lambda item: item[1])))
+
+
+def partial_where_present(attributes: Attributes) -> Attributes:
+    """Of AGGREGATOR, COMMUNITIES and LARGE_COMMUNITIES, the ones that are there."""
+    there = {7: attributes.aggregator, 8: attributes.communities, 32: attributes.large_communities}
+    return attributes._replace(partial=attributes.partial & sum(1 << kind for kind, value in there.items() if value))
+
+
 attributes_values = st.builds(
     Attributes,
     origin=st.integers(0, 2),
@@ -68,7 +76,8 @@ attributes_values = st.builds(
     cluster_list=st.lists(octets, max_size=3).map(tuple),
     large_communities=st.lists(st.tuples(words, words, words), max_size=3, unique=True).map(tuple),
     others=others,
-)
+    partial=st.just(0) | st.integers(0, 2**33 - 1),
+).map(partial_where_present)
 
 
 def prefix(family: Family) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 from bgp import views
 from bgp.connection import Direction, Send
+from bgp.export import ExportSettings, export
 from bgp.message import (
     KEEPALIVE,
     AsPath,
@@ -33,6 +34,7 @@ from bgp.message.codes import EXTENDED_MESSAGE_SIZE
 from bgp.message.framing import frame
 from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import EVERYTHING, Change, Policy, Rule
+from bgp.route import Kind
 from bgp.speaker import Speaker
 
 ORIGIN = bytes.fromhex("40010100")
@@ -531,3 +533,30 @@ def test_a_note_of_the_flight_recorder_may_be_any_text_of_any_length() -> None:
     pair = Pair()
     pair.speaker.bfd_down("peer", 1.0, "\udcff" + "\u20ac" * 5000, independent=False)
     json.dumps(views.log(pair.speaker, "peer", 1.0), ensure_ascii=False).encode()
+
+
+# ------------------------------------------------------------------------------------------ the PARTIAL flag
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "value"), [(0xC0, 7, "0000fde9 0a000001"), (0xC0, 8, "fde90001"), (0xC0, 32, "00000001" * 3)]
+)
+@pytest.mark.parametrize("partial", [0, 0x20])
+def test_rfc_4271_section_5_partial_is_never_cleared(flags: int, kind: int, value: str, partial: int) -> None:
+    """Nor set where it was not; twice, for the second time attributes are remembered."""
+    optional = bytes((flags | partial, kind, len(bytes.fromhex(value)))) + bytes.fromhex(value)
+    decoder = UpdateDecoder(Family, AttributeDecoder(as4=True, internal=True))
+    for hop in (NEXT_HOP, NEXT_HOP[:-1] + b"\2"):
+        ((_, _, attributes),) = decoder.decode(body(ORIGIN + PATH + hop + optional, PREFIX)).announced
+        (message,) = encode_announcement(Family.IPV4, attributes, [PREFIX], as4=True)
+        assert optional in message
+
+
+def test_rfc_4271_section_5_partial_stays_when_a_route_is_reflected() -> None:
+    communities = bytes.fromhex("e00804 fde90001")
+    pair = Pair(asn=65000, client=True)
+    pair.update(body(BASE + communities, PREFIX))
+    (route,) = pair.speaker.ribs[Family.IPV4].candidates(PREFIX)
+    told = export(ExportSettings(Kind.CLIENT, 65000, b"\x0a\0\0\1", tuple(Family)), Family.IPV4, PREFIX, route)
+    assert told is not None
+    assert communities in encode_announcement(Family.IPV4, told, [PREFIX], as4=True)[0]
