@@ -69,12 +69,14 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
         addresses = dict(settings.addresses)
         ours = addresses.get(family) or (addresses.get(Family.IPV6, b"") if settings.extended else b"")
         base = base._replace(next_hop=ours)
-    own = route.source.kind is Kind.LOCAL
-    changed = settings.policy.apply(family, prefix, attributes, base, own=own) if settings.policy else base
+    changed: Attributes | None = base
+    if settings.policy:
+        own = route.source.kind is Kind.LOCAL
+        changed = settings.policy.apply(family, prefix, attributes, base, own=own)
+        if changed and changed.local_pref is not None and settings.kind is Kind.EXTERNAL:
+            changed = changed._replace(local_pref=None)  # RFC 4271 section 5.1.5, whatever the policy says
     if changed is None or not changed.next_hop:
         return None
-    if settings.kind is Kind.EXTERNAL and changed.local_pref is not None:
-        changed = changed._replace(local_pref=None)  # RFC 4271 section 5.1.5, whatever the policy says
     if unknown:
         changed = _as_last_choice(changed)
     if (len(changed.next_hop) == 4) == (family is Family.IPV4) or (settings.extended and family is Family.IPV4):
