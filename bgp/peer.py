@@ -287,10 +287,10 @@ class Peer:
 
     def _refused(self, attributes: Attributes) -> str:
         """Why the protocol forbids the route; empty when it does not."""
-        own = self.local_asn
+        own = (self.local_asn, self.speaker.asn)  # to other peers we are the one, to this one perhaps the other
         path = attributes.as_path
-        if path and sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
-            return f"our AS {own} is in the path"
+        if path and len(loop := [number for number in path.numbers() if number in own]) > self.config.allowed_own_as:
+            return f"our AS {loop[0]} is in the path"
         for _, address in self._addresses:
             if attributes.next_hop[:16] == address:
                 return "we are the next hop"

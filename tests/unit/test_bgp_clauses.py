@@ -29,6 +29,7 @@ from bgp.message import (
 from bgp.message import (
     attributes as attribute_module,
 )
+from bgp.message.aspath import encode_path
 from bgp.message.attributes import attribute
 from bgp.message.codes import EXTENDED_MESSAGE_SIZE
 from bgp.message.framing import frame
@@ -560,3 +561,21 @@ def test_rfc_4271_section_5_partial_stays_when_a_route_is_reflected() -> None:
     told = export(ExportSettings(Kind.CLIENT, 65000, b"\x0a\0\0\1", tuple(Family)), Family.IPV4, PREFIX, route)
     assert told is not None
     assert communities in encode_announcement(Family.IPV4, told, [PREFIX], as4=True)[0]
+
+
+# --------------------------------------------------------------------------------------------------- loops
+
+
+@pytest.mark.parametrize(
+    ("path", "fate"),
+    [
+        ((65001, 65010), "our AS 65010 is in the path"),
+        ((65001, 65000, 65002), "our AS 65000 is in the path"),
+        ((65001, 65002), ""),
+    ],
+)
+def test_rfc_4271_section_9_1_2_loops_of_a_speaker_with_two_as_numbers(path: tuple[int, ...], fate: str) -> None:
+    """A route that we have told as AS 65000 may come back on the session on which we are AS 65010."""
+    pair = Pair(local_asn=65010)
+    pair.update(body(ORIGIN + attribute(0x40, 2, encode_path(AsPath.sequence(*path), 4)) + NEXT_HOP, PREFIX))
+    assert pair.fate("10.1.1.0/24") == fate
