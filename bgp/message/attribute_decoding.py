@@ -97,7 +97,7 @@ class AttributeDecoder:
             self._decoders[AttributeType.AS4_PATH] = _as4_path
             self._decoders[AttributeType.AS4_AGGREGATOR] = _as4_aggregator
         if not internal:
-            for kind in (AttributeType.LOCAL_PREF, AttributeType.ORIGINATOR_ID, AttributeType.CLUSTER_LIST):
+            for kind in _WITHIN_THE_AS:
                 self._decoders[kind] = _from_another_as
 
     def decode(self, block: bytes) -> Block:
@@ -203,10 +203,10 @@ class AttributeDecoder:
             )
         faults.append(Fault(kind, False, "stands there more than once; the first one counts"))
 
-    @staticmethod
-    def _wrong_flags(flags: int, kind: int, whole: bytes) -> None:
+    def _wrong_flags(self, flags: int, kind: int, whole: bytes) -> None:
         """RFC 7606 section 3 c, section 5.3 for those that carry routes, and RFC 6793 section 6 for the two that only
-        go with AS numbers of two octets.
+        go with AS numbers of two octets. What only counts within an AS is discarded where
+        it comes from another.
         """
         if kind in _MULTIPROTOCOL:
             raise RemoteError(
@@ -215,7 +215,8 @@ class AttributeDecoder:
                 whole[: MAX_MESSAGE_SIZE - HEADER_SIZE - 2],
                 f"{AttributeType(kind).name}: flags {flags:#04x}",
             )
-        if kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
+        not_ours = not self.internal and kind in _WITHIN_THE_AS
+        if not_ours or kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
             raise Discard(f"flags {flags:#04x}")
         raise Withdraw(f"flags {flags:#04x}")
 
@@ -407,6 +408,7 @@ _PLACES: dict[int, int] = {
 _ABSENT: list[Any] = [*Attributes(), None, None, None, None]
 
 _MULTIPROTOCOL = frozenset((AttributeType.MP_REACH_NLRI, AttributeType.MP_UNREACH_NLRI))
+_WITHIN_THE_AS = frozenset((AttributeType.LOCAL_PREF, AttributeType.ORIGINATOR_ID, AttributeType.CLUSTER_LIST))
 _PASSED_ON = frozenset((AttributeType.AGGREGATOR, AttributeType.COMMUNITIES, AttributeType.LARGE_COMMUNITIES))
 
 

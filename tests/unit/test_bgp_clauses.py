@@ -162,18 +162,19 @@ def test_rfc_4271_section_5_1_5_local_pref_is_never_sent_to_another_as(
     assert (b"\x40\x05\x04" in pair.said) is sent
 
 
-def test_rfc_7606_section_7_5_local_pref_of_another_as_is_discarded() -> None:
-    """On a session with another AS by `local_asn` alone too."""
-    for data in (
-        body(BASE + attribute(0x40, 5, bytes(4)), PREFIX),
-        body(BASE + attribute(0x40, 5, bytes(3)), PREFIX),
-    ):
-        pair = Pair(asn=65001, local_asn=65010)
-        pair.update(data)
-        assert pair.fate("10.1.1.0/24") == ""
-        (route,) = pair.speaker.ribs[Family.IPV4].candidates(PREFIX)
-        assert route.attributes.local_pref is None
-        assert [fault.kind for fault in pair.peer.faults] == [5]
+@pytest.mark.parametrize(("kind", "flags"), [(5, 0x40), (9, 0x80), (10, 0x80)])
+@pytest.mark.parametrize("size", [0, 3, 4])
+@pytest.mark.parametrize("wrong", [0, 0x40, 0x80])
+def test_rfc_7606_section_7_5_9_and_10_local_pref_and_reflection_of_another_as_are_discarded(
+    kind: int, flags: int, size: int, wrong: int
+) -> None:
+    """Whatever they are, and on a session with another AS by `local_asn` alone too."""
+    pair = Pair(asn=65001, local_asn=65010)
+    pair.update(body(BASE + attribute(flags ^ wrong, kind, bytes(size)), PREFIX))
+    assert pair.fate("10.1.1.0/24") == ""
+    (route,) = pair.speaker.ribs[Family.IPV4].candidates(PREFIX)
+    assert route.attributes == Attributes(0, AsPath.sequence(65001), NEXT_HOP[3:])
+    assert [fault.kind for fault in pair.peer.faults] == [kind]
 
 
 # ---------------------------------------------------------------------------------- errors (RFC 7606, 4760)
