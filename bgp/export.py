@@ -69,12 +69,14 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
         addresses = dict(settings.addresses)
         ours = addresses.get(family) or (addresses.get(Family.IPV6, b"") if settings.extended else b"")
         base = base._replace(next_hop=ours)
-    own = route.source.kind is Kind.LOCAL
-    changed = settings.policy.apply(family, prefix, attributes, base, own=own) if settings.policy else base
+    changed: Attributes | None = base
+    if settings.policy:
+        own = route.source.kind is Kind.LOCAL
+        changed = settings.policy.apply(family, prefix, attributes, base, own=own)
+        if changed and changed.local_pref is not None and settings.kind is Kind.EXTERNAL:
+            changed = changed._replace(local_pref=None)  # RFC 4271 section 5.1.5, whatever the policy says
     if changed is None or not changed.next_hop:
         return None
-    if settings.kind is Kind.EXTERNAL and changed.local_pref is not None:
-        changed = changed._replace(local_pref=None)  # RFC 4271 section 5.1.5, whatever the policy says
     if unknown:
         changed = _as_last_choice(changed)
     if (len(changed.next_hop) == 4) == (family is Family.IPV4) or (settings.extended and family is Family.IPV4):
@@ -127,10 +129,12 @@ def _to_internal(settings: ExportSettings, route: Route) -> Attributes:
         return attributes if attributes.local_pref == local_pref else attributes._replace(local_pref=local_pref)
     # Reflected: whom it came from, and through which clusters (RFC 4456 section 8). Written out, for it is done for
     # every route of every client: _replace takes three times as long.
-    origin, path, next_hop, med, _, atomic, aggregator, communities, originator, clusters, large, others = attributes
+    origin, path, hop, med, _, atomic, aggregator, communities, originator, clusters, large, others, partial = (
+        attributes
+    )
     return Attributes(
-        *(origin, path, next_hop, med, local_pref, atomic, aggregator, communities),
+        *(origin, path, hop, med, local_pref, atomic, aggregator, communities),
         originator or route.source.identifier,
         (settings.cluster_id or settings.identifier, *clusters),
-        *(large, others),
+        *(large, others, partial),
     )

@@ -16,7 +16,7 @@ from bgp.connection import Direction, Negotiated, Settings
 from bgp.export import ExportSettings, Several
 from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulRestart, LongLived, nlri
 from bgp.message.attribute_decoding import Fault
-from bgp.own import OwnPrefixes
+from bgp.own import SHORTEST, OwnPrefixes, too_short
 from bgp.policy import Policy
 from bgp.route import Kind, Source
 from bgp.session import Session
@@ -90,7 +90,7 @@ class PeerConfig:
     enforce_first_as: bool = True
     """A path from another AS must begin with that AS."""
     accept_default: bool = False
-    """Whether a default route from it is used."""
+    """Whether a default route from it is used, or what is as good as one (own.py)."""
     most_prefixes: int | None = None
     """In each family; one more and the session ends, and stays down until it is started again."""
     warn_at: float = 0.8
@@ -292,8 +292,8 @@ class Peer:
         refused = self._own.refused(family, prefix)
         if refused:
             return received, refused
-        if not prefix[0] and not self.config.accept_default:
-            return received, "a default route"
+        if prefix[0] < SHORTEST and not self.config.accept_default:
+            return received, too_short(prefix)
         if self.config.import_policy is None:
             return received, ""
         attributes = self.config.import_policy.apply(family, prefix, received)

@@ -33,7 +33,8 @@ _LONG = 4096
 _MOST_OCTETS = KEPT * _LONG
 """Of longer messages (RFC 8654) so few are kept that the rest stays below this."""
 _OF_ONE_SEND = 8
-_PREFIXES_SHOWN = 20
+_SHOWN = 20
+"""Prefixes, and faults, of one UPDATE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Recorder:
 
     def note(self, text: str, now: float) -> None:
         """Something happened to the session."""
-        self._add(False, 0, text.encode(), now)
+        self._add(False, 0, text.encode(errors="replace"), now)
 
     def _add(self, sent: bool, kind: int, body: bytes, now: float) -> None:
         self._number += 1
@@ -114,7 +115,7 @@ class Recorder:
 
 def _shown(sent: bool, kind: int, body: bytes, context: Context) -> dict[str, Any]:
     if not kind:
-        return {"event": body.decode()}
+        return {"event": body.decode(errors="replace")}
     shown: dict[str, Any] = {"sent" if sent else "received": MessageType(kind).name}
     try:
         shown |= _READERS[kind](body, context, sent)
@@ -141,7 +142,7 @@ def _update(body: bytes, context: Context, sent: bool) -> dict[str, Any]:
 
 
 def describe_update(update: Update) -> dict[str, Any]:
-    """An UPDATE in text and numbers; of very many prefixes only the first and how many."""
+    """An UPDATE in text and numbers; of very many prefixes or faults only the first and how many."""
     shown: dict[str, Any] = {}
     withdrawn = [(family, prefix) for family, prefixes in update.withdrawn for prefix in prefixes]
     if withdrawn:
@@ -152,14 +153,16 @@ def describe_update(update: Update) -> dict[str, Any]:
     if update.end_of_rib is not None:
         shown["end_of_rib"] = update.end_of_rib.name
     if update.faults:
-        shown["faults"] = [str(fault) for fault in update.faults]
+        shown["faults"] = _some([str(fault) for fault in update.faults[:_SHOWN]], len(update.faults))
     return shown
 
 
 def _prefixes(paths: list[tuple[Family, bytes]]) -> list[str]:
-    shown = [_path(family, path) for family, path in paths[:_PREFIXES_SHOWN]]
-    more = len(paths) - len(shown)
-    return [*shown, f"and {more} more"] if more else shown
+    return _some([_path(family, path) for family, path in paths[:_SHOWN]], len(paths))
+
+
+def _some(shown: list[str], of: int) -> list[str]:
+    return [*shown, f"and {of - len(shown)} more"] if of > len(shown) else shown
 
 
 def _path(family: Family, path: bytes) -> str:

@@ -21,6 +21,7 @@ from bfd.sessions import MULTIHOP_PORT, PORT
 from bgp.bfd import DEFAULT_TIMING as DEFAULT_BFD
 from bgp.bfd import Bfd, over_hops
 from bgp.message.codes import WellKnownCommunity
+from bgp.own import SHORTEST
 from bgp.transport import NO_TCP_AO
 from netagent.contract import Options
 from netagent.errors import ConfigError
@@ -388,8 +389,9 @@ def _announcements(reader: _Reader) -> tuple[Announcement, ...]:
             each.fail("Prefix", text, f"is no prefix: {error}", "Write one such as 10.96.0.0/12, host bits zero")
         if "%" in text:
             each.fail("Prefix", text, "names an interface, which is this host's alone", "Write the prefix without it")
-        if not prefix.prefixlen:
-            each.fail("Prefix", text, "is the default route, which is never announced", "Announce what is behind it")
+        if prefix.prefixlen < SHORTEST:
+            problem = f"is shorter than /{SHORTEST}: a default route, or as good as one, which nobody takes"
+            each.fail("Prefix", text, problem, "Announce what is behind it")
         found[str(prefix)] = Announcement(str(prefix), each.communities(), each.large_communities())
     return tuple(found.values())
 

@@ -13,6 +13,7 @@ from bgp.message.codes import AS_TRANS
 
 AS_SET = 1
 AS_SEQUENCE = 2
+_CONFEDERATION_SET = 4
 _LONGEST_SEGMENT = 255
 
 Segment = tuple[int, tuple[int, ...]]
@@ -65,8 +66,11 @@ class AsPath(tuple[Segment, ...]):
 EMPTY_PATH = AsPath()
 
 
-def decode_path(value: bytes, width: int) -> AsPath:
-    """The value of AS_PATH or AS4_PATH; `width` is 2 or 4 octets. Raises MalformedPath."""
+def decode_path(value: bytes, width: int, *, confederation: bool = False) -> AsPath:
+    """The value of AS_PATH or AS4_PATH; `width` is 2 or 4 octets. Raises MalformedPath.
+
+    `confederation`: its segments (RFC 5065, types 3 and 4) may be there.
+    """
     if not value:
         return EMPTY_PATH
     segments = []
@@ -77,7 +81,7 @@ def decode_path(value: bytes, width: int) -> AsPath:
         kind, count = value[position], value[position + 1]
         position += 2
         following = position + count * width
-        if kind not in (AS_SET, AS_SEQUENCE):
+        if not AS_SET <= kind <= (_CONFEDERATION_SET if confederation else AS_SEQUENCE):
             raise MalformedPath(f"segment type {kind}")
         if not count or following > end:
             raise MalformedPath(f"segment of {count} AS numbers in {end - position} octets")

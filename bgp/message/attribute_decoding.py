@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bgp.message.aspath import AsPath, MalformedPath, decode_path, merge
+from bgp.message.aspath import AS_SEQUENCE, AS_SET, AsPath, MalformedPath, decode_path, merge
 from bgp.message.attributes import Attributes
 from bgp.message.codes import (
     AS_TRANS,
@@ -61,7 +61,7 @@ class Block(NamedTuple):
     """The value of MP_UNREACH_NLRI."""
     faults: tuple[Fault, ...] = ()
     present: int = 0
-    """A bit for each attribute type below 64 that was there and well-formed."""
+    """A bit for each attribute type that was there and well-formed."""
 
 
 class Withdraw(Exception):
@@ -97,7 +97,7 @@ class AttributeDecoder:
             self._decoders[AttributeType.AS4_PATH] = _as4_path
             self._decoders[AttributeType.AS4_AGGREGATOR] = _as4_aggregator
         if not internal:
-            for kind in (AttributeType.LOCAL_PREF, AttributeType.ORIGINATOR_ID, AttributeType.CLUSTER_LIST):
+            for kind in _WITHIN_THE_AS:
                 self._decoders[kind] = _from_another_as
 
     def decode(self, block: bytes) -> Block:
@@ -121,7 +121,7 @@ class AttributeDecoder:
         others: list[tuple[int, int, bytes]] = []
         faults: list[Fault] = []
         remembered = self._attributes
-        present = 0
+        present = repeated = 0
         position, end = 0, len(block)
         while position < end:
             try:
@@ -139,11 +139,12 @@ class AttributeDecoder:
                 break
             whole = block[position:following]
             position = following
-            if kind < 64:
-                if present >> kind & 1:
+            if present >> kind & 1:
+                if not repeated >> kind & 1:
+                    repeated |= 1 << kind
                     self._repeated(kind, faults)
-                    continue
-                present |= 1 << kind
+                continue
+            present |= 1 << kind
             known = remembered.get(whole)
             if known is not None:
                 values[known[0]] = known[1]
@@ -164,7 +165,9 @@ class AttributeDecoder:
             else:
                 place = _PLACES[kind]
                 values[place] = decoded
-                if kind not in _MULTIPROTOCOL:
+                if flags & PARTIAL and kind in _PASSED_ON:
+                    values[_PARTIAL] |= 1 << kind  # and not remembered: memory has values alone
+                elif kind not in _MULTIPROTOCOL:
                     self._attribute_octets += len(whole)
                     if len(remembered) >= _MEMORY or self._attribute_octets > _MEMORY_OCTETS:
                         remembered.clear()
@@ -186,7 +189,7 @@ class AttributeDecoder:
             values[1], values[6] = _whole_numbers(values[1], values[6], path4, aggregator4)
         if others:
             others.sort(key=lambda other: other[1])
-            values[_FIELDS - 1] = tuple(others)
+            values[_OTHERS] = tuple(others)
         return Block(Attributes._make(values[:_FIELDS]), reach, unreach, tuple(faults), present)
 
     @staticmethod
@@ -198,12 +201,12 @@ class AttributeDecoder:
                 UpdateError.MALFORMED_ATTRIBUTE_LIST,
                 reason=f"{AttributeType(kind).name} stands twice",
             )
-        faults.append(Fault(kind, False, "stands twice; the first one counts"))
+        faults.append(Fault(kind, False, "stands there more than once; the first one counts"))
 
-    @staticmethod
-    def _wrong_flags(flags: int, kind: int, whole: bytes) -> None:
+    def _wrong_flags(self, flags: int, kind: int, whole: bytes) -> None:
         """RFC 7606 section 3 c, section 5.3 for those that carry routes, and RFC 6793 section 6 for the two that only
-        go with AS numbers of two octets.
+        go with AS numbers of two octets. What only counts within an AS is discarded where
+        it comes from another.
         """
         if kind in _MULTIPROTOCOL:
             raise RemoteError(
@@ -212,7 +215,8 @@ class AttributeDecoder:
                 whole[: MAX_MESSAGE_SIZE - HEADER_SIZE - 2],
                 f"{AttributeType(kind).name}: flags {flags:#04x}",
             )
-        if kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
+        not_ours = not self.internal and kind in _WITHIN_THE_AS
+        if not_ours or kind in (AttributeType.AS4_PATH, AttributeType.AS4_AGGREGATOR):
             raise Discard(f"flags {flags:#04x}")
         raise Withdraw(f"flags {flags:#04x}")
 
@@ -236,10 +240,7 @@ class AttributeDecoder:
                 f"unrecognised well-known attribute {kind}",
             )
         elif flags & TRANSITIVE:
-            if any(other[1] == kind for other in others):
-                faults.append(Fault(kind, False, "stands twice; the first one counts"))
-            else:
-                others.append((OPTIONAL | TRANSITIVE | PARTIAL, kind, value))
+            others.append((OPTIONAL | TRANSITIVE | PARTIAL, kind, value))
 
 
 # ------------------------------------------------------------------------------------------- one a decoder
@@ -266,10 +267,14 @@ def _as_path_of_two(value: bytes) -> AsPath:
 
 
 def _as4_path(value: bytes) -> AsPath:
+    """RFC 6793 section 6: segments of a confederation have no place in it and are left out."""
     try:
-        return decode_path(value, 4)
+        path = decode_path(value, 4, confederation=True)
     except MalformedPath as wrong:
         raise Discard(str(wrong)) from None
+    if not path:
+        raise Discard("no AS number")
+    return AsPath(segment for segment in path if segment[0] in (AS_SET, AS_SEQUENCE))
 
 
 def _next_hop(value: bytes) -> bytes:
@@ -382,6 +387,7 @@ _FLAGS: dict[int, int] = {
 
 # Where a decoded value goes: the fields of Attributes in their order, then what does not stay as it is.
 _FIELDS = len(Attributes._fields)
+_OTHERS, _PARTIAL = Attributes._fields.index("others"), Attributes._fields.index("partial")
 _PLACES: dict[int, int] = {
     AttributeType.ORIGIN: 0,
     AttributeType.AS_PATH: 1,
@@ -402,6 +408,8 @@ _PLACES: dict[int, int] = {
 _ABSENT: list[Any] = [*Attributes(), None, None, None, None]
 
 _MULTIPROTOCOL = frozenset((AttributeType.MP_REACH_NLRI, AttributeType.MP_UNREACH_NLRI))
+_WITHIN_THE_AS = frozenset((AttributeType.LOCAL_PREF, AttributeType.ORIGINATOR_ID, AttributeType.CLUSTER_LIST))
+_PASSED_ON = frozenset((AttributeType.AGGREGATOR, AttributeType.COMMUNITIES, AttributeType.LARGE_COMMUNITIES))
 
 
 def _whole_numbers(

@@ -15,6 +15,7 @@ from bgp.message.codes import (
     AS_TRANS,
     EXTENDED_LENGTH,
     OPTIONAL,
+    PARTIAL,
     TRANSITIVE,
     AttributeType,
     Origin,
@@ -29,7 +30,7 @@ class Attributes(NamedTuple):
     origin: int = Origin.IGP
     as_path: AsPath = EMPTY_PATH
     next_hop: bytes = b""
-    """4 octets, or 16, or 32 (an IPv6 address and a link-local one): from NEXT_HOP or MP_REACH_NLRI."""
+    """4 octets, or 16: from NEXT_HOP or MP_REACH_NLRI. To be announced it may have 32, with a link-local address."""
     med: int | None = None
     local_pref: int | None = None
     atomic_aggregate: bool = False
@@ -41,6 +42,8 @@ class Attributes(NamedTuple):
     large_communities: tuple[tuple[int, int, int], ...] = ()
     others: tuple[tuple[int, int, bytes], ...] = ()
     """Unrecognised transitive attributes to pass on: (flags with PARTIAL set, type, value), by type."""
+    partial: int = 0
+    """A bit for each type of the recognised ones that came with PARTIAL: it stays set (RFC 4271 section 5)."""
 
 
 def community_text(community: int) -> str:
@@ -86,7 +89,7 @@ def encode_attributes(attributes: Attributes, as4: bool) -> bytes:
     where a number needs them.
     """
     origin, path, next_hop, med, local_pref, atomic, aggregator = attributes[:7]
-    communities, originator, clusters, large, others = attributes[7:]
+    communities, originator, clusters, large, others, partial = attributes[7:]
     short = not path or (len(path) == 1 and len(path[0][1]) <= _SHORT)
     parts = [_head(origin, path, as4) if short else _new_head(origin, path, as4)]
     if len(next_hop) == 4:
@@ -98,10 +101,10 @@ def encode_attributes(attributes: Attributes, as4: bool) -> bytes:
     if atomic:
         parts.append(b"\x40\x06\x00")
     if aggregator:
-        parts.append(_aggregator(aggregator, as4))
+        parts.append(_aggregator(aggregator, as4, partial))
     if communities:
         value = struct.pack(f">{len(communities)}I", *communities)
-        parts.append(attribute(OPTIONAL | TRANSITIVE, AttributeType.COMMUNITIES, value))
+        parts.append(attribute(_transitive(partial, AttributeType.COMMUNITIES), AttributeType.COMMUNITIES, value))
     if originator:
         parts.append(b"\x80\x09\x04" + originator)
     if clusters:
@@ -110,7 +113,8 @@ def encode_attributes(attributes: Attributes, as4: bool) -> bytes:
         parts.append(_four_octets_beside(path, aggregator))
     if large:
         value = b"".join(struct.pack(">3I", *community) for community in large)
-        parts.append(attribute(OPTIONAL | TRANSITIVE, AttributeType.LARGE_COMMUNITIES, value))
+        flags = _transitive(partial, AttributeType.LARGE_COMMUNITIES)
+        parts.append(attribute(flags, AttributeType.LARGE_COMMUNITIES, value))
     for flags, kind, value in others:
         parts.append(attribute(flags, kind, value))
     return b"".join(parts)
@@ -128,13 +132,18 @@ _head = lru_cache(maxsize=4096)(_new_head)
 """The same for thousands of routes."""
 
 
-def _aggregator(aggregator: tuple[int, bytes], as4: bool) -> bytes:
+def _transitive(partial: int, kind: int) -> int:
+    """The flags of an optional transitive attribute."""
+    return OPTIONAL | TRANSITIVE | (PARTIAL if partial >> kind & 1 else 0)
+
+
+def _aggregator(aggregator: tuple[int, bytes], as4: bool, partial: int) -> bytes:
     number, router = aggregator
     if as4:
         value = number.to_bytes(4, "big") + router
     else:
         value = (number if number < 65536 else AS_TRANS).to_bytes(2, "big") + router
-    return attribute(OPTIONAL | TRANSITIVE, AttributeType.AGGREGATOR, value)
+    return attribute(_transitive(partial, AttributeType.AGGREGATOR), AttributeType.AGGREGATOR, value)
 
 
 def _four_octets_beside(path: AsPath, aggregator: tuple[int, bytes] | None) -> bytes:

@@ -127,10 +127,15 @@ def address(family: Family, path: bytes) -> bytes:
 
 
 def is_host(packed: bytes) -> bool:
-    """Whether 4, 16 or 32 octets are the address of a host, and no loopback, group or nothing."""
+    """Whether 4 or 16 octets are the address of a host, and no loopback, group or nothing."""
     if len(packed) == 4:
         return packed[0] not in (0, 127) and packed[0] < 224
-    return packed[0] != 0xFF and packed[:16] not in (bytes(16), bytes(15) + b"\1")
+    return packed[0] != 0xFF and packed not in (bytes(16), bytes(15) + b"\1")
+
+
+def is_link_local(packed: bytes) -> bool:
+    """Whether 16 octets are an address of fe80::/10, which is nothing without a link."""
+    return packed[0] == 0xFE and packed[1] & 0xC0 == 0x80
 
 
 def parse_address(text: str) -> bytes:

@@ -46,8 +46,11 @@ class Notification:
 
     @classmethod
     def shutdown(cls, text: str = "", *, reset: bool = False) -> Notification:
-        """Administrative shutdown, or reset, with words for the other operator: 255 octets of UTF-8 at most."""
-        data = text.encode()[:_LONGEST_TEXT].decode(errors="ignore").encode()
+        """Administrative shutdown, or reset, with words for the other operator: 255 octets of UTF-8 at most.
+
+        What is no text (of a command line that was no UTF-8) is replaced.
+        """
+        data = text.encode(errors="replace")[:_LONGEST_TEXT].decode(errors="ignore").encode()
         subcode = Cease.ADMINISTRATIVE_RESET if reset else Cease.ADMINISTRATIVE_SHUTDOWN
         return cls(ErrorCode.CEASE, subcode, bytes((len(data),)) + data if data else b"")
 

@@ -4,7 +4,9 @@ Rule: what decode() returns can be applied as it stands: every announced path ha
 whose attributes were malformed are among the withdrawn. Nothing downstream judges the wire again.
 
 Where the session has ADD-PATH (RFC 7911) the lists hold prefixes with identifiers (nlri.py), all of a list or none.
-With extended next hop (RFC 8950) routes of IPv4 may have a next hop of IPv6, and stand in MP_REACH_NLRI then.
+With extended next hop (RFC 8950) routes of IPv4 may have a next hop of IPv6, and stand in MP_REACH_NLRI then. Of a
+next hop with a link-local address behind it only the global one is kept: the other is for who is on that link, and
+not to be passed on (RFC 2545 section 3).
 """
 
 from __future__ import annotations
@@ -135,6 +137,8 @@ class UpdateDecoder:
                 return Update(end_of_rib=family)
             elif family and not alone:
                 faults = (*faults, _NO_END_OF_RIB)
+            elif len(unreach) > 3:
+                faults = (*faults, _not_agreed(AttributeType.MP_UNREACH_NLRI, unreach))
         if new or reach is not None:
             # What is missing, or malformed, costs all routes of the UPDATE (RFC 7606 section 2).
             missing = (_MANDATORY if new else ORIGIN_BIT | AS_PATH_BIT) & ~present
@@ -143,12 +147,21 @@ class UpdateDecoder:
         if reach is not None:
             family, next_hop, prefixes = self._reach(reach)
             if family and prefixes:
-                if not next_hop:
+                next_hop, also = next_hop[:16], next_hop[16:]
+                fit = nlri.is_host(next_hop) and not (len(next_hop) == 16 and nlri.is_link_local(next_hop))
+                if not fit:
                     faults = (*faults, Fault(AttributeType.MP_REACH_NLRI, True, "the next hop is no host address"))
-                if attributes is None or not next_hop:
+                elif also and not nlri.is_link_local(also):
+                    faults = (
+                        *faults,
+                        Fault(AttributeType.MP_REACH_NLRI, False, "the second next hop is not link-local"),
+                    )
+                if attributes is None or not fit:
                     withdrawn.append((family, prefixes))
                 else:
                     announced.append((family, prefixes, attributes._replace(next_hop=next_hop)))
+            elif family is None:
+                faults = (*faults, _not_agreed(AttributeType.MP_REACH_NLRI, reach))
         if new and attributes is None:
             withdrawn.append((Family.IPV4, new))
         elif new and attributes:
@@ -164,7 +177,7 @@ class UpdateDecoder:
         return family, self._paths(AttributeType.MP_UNREACH_NLRI, family, value, 3)
 
     def _reach(self, value: bytes) -> tuple[Family | None, bytes, list[bytes]]:
-        """Family, next hop (empty where it is no host address) and prefixes (RFC 7606 section 7.11)."""
+        """Family, next hop and prefixes (RFC 7606 section 7.11)."""
         if len(value) < 5:
             raise _lost(AttributeType.MP_REACH_NLRI, value, f"length {len(value)}")
         size = value[3]
@@ -175,9 +188,8 @@ class UpdateDecoder:
             return None, b"", []
         if size not in self._next_hops[family]:
             raise _lost(AttributeType.MP_REACH_NLRI, value, f"a next hop of {size} octets")
-        next_hop = value[4 : 4 + size]
         prefixes = self._paths(AttributeType.MP_REACH_NLRI, family, value, 5 + size)
-        return family, next_hop if nlri.is_host(next_hop) else b"", prefixes
+        return family, value[4 : 4 + size], prefixes
 
     def _paths(self, kind: AttributeType, family: Family, value: bytes, start: int) -> list[bytes]:
         try:
@@ -192,6 +204,10 @@ _NOT_AGREED = (Fault(0, False, "routes of IPv4, which was not agreed on: passed 
 _NO_END_OF_RIB = Fault(
     AttributeType.MP_UNREACH_NLRI, False, "without routes, and no End-of-RIB beside other attributes"
 )
+
+
+def _not_agreed(kind: AttributeType, value: bytes) -> Fault:
+    return Fault(kind, False, f"family {value[0] << 8 | value[1]}/{value[2]} was not agreed on: passed over")
 
 
 def _announces(reach: bytes | None) -> bool:

@@ -96,6 +96,7 @@ def test_everything_is_read_in_any_case() -> None:
         ({"Communities": ["70000:1"]}, "Backend.Communities", "no community"),
         ({"Announce": ["10.0.0.1/8"]}, "Backend.Announce[0].Prefix", "host bits"),
         ({"Announce": ["0.0.0.0/0"]}, "Backend.Announce[0].Prefix", "default route"),
+        ({"Announce": ["8000::/1"]}, "Backend.Announce[0].Prefix", "default route"),
         ({"PasswordFile": "secret"}, "Backend.PasswordFile", "absolute path"),
         ({"Routers": [{"Address": "192.0.2.1"}]}, "Backend.Routers[0].AS", "missing"),
         ({"Routers": [{"AS": 1}]}, "Backend.Routers[0].Address", "no address"),

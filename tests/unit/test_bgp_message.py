@@ -231,7 +231,7 @@ def test_ipv6_in_mp_reach_has_its_next_hop_from_there() -> None:
 
 
 def test_a_family_that_was_not_negotiated_is_passed_over() -> None:
-    assert decode(body(REACH + ORIGIN + PATH), families=(Family.IPV4,)) == Update()
+    assert decode(body(REACH + ORIGIN + PATH), families=(Family.IPV4,))._replace(faults=()) == Update()
     assert decode(body(BASE, PREFIX), families=(Family.IPV6,)).announced == ()
 
 

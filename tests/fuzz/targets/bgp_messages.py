@@ -216,7 +216,7 @@ def check_update(update: Update) -> None:
             assert nlri.parse(nlri.text(family, path)) == (family, nlri.prefix_of(family, path))
             ipaddress.ip_network(nlri.text(family, path))  # no bits behind the length
     for family, _, attributes in update.announced:
-        assert len(attributes.next_hop) in ((4, 16, 32) if family is V4 else (16, 32))
+        assert len(attributes.next_hop) in ((4, 16) if family is V4 else (16,))
         describe(attributes)
     for fault in update.faults:
         assert str(fault)
