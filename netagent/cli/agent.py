@@ -55,6 +55,35 @@ def setting(name: str) -> str:
     return str(document.get(name, ""))
 
 
+def runs(state_dir: Path) -> bool:
+    """Whether an agent holds the lock of that state directory."""
+    import fcntl
+
+    try:
+        fd = os.open(state_dir / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on that unix socket."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 def client(args: argparse.Namespace) -> Client:
     from netagent.api.client import Client
 

@@ -188,7 +188,7 @@ complete -c netagent -n '__netagent_at cleanup' -l socket-group -x -d 'group tha
 complete -c netagent -n '__netagent_at cleanup' -l metrics-listen -x -d 'serve /metrics, /healthz and /readyz on this TCP address as well; off if not given ($NETAGENT_METRICS_LISTEN)'
 complete -c netagent -n '__netagent_at cleanup' -l log-level -x -d 'debug, info, warning or error ($NETAGENT_LOG_LEVEL; info)'
 complete -c netagent -n '__netagent_at cleanup' -l log-format -x -d 'text or json (a JSON object a line) ($NETAGENT_LOG_FORMAT; text)'
-complete -c netagent -n '__netagent_at cleanup' -l dry-run -f -d 'show what would be removed, and remove nothing'
+complete -c netagent -n '__netagent_at cleanup' -l dry-run -f -d 'show what would be done, also while the agent runs, and do nothing'
 complete -c netagent -n '__netagent_at cleanup' -l purge -f -d 'remove the state directory\'s content too'
 complete -c netagent -n '__netagent_at cleanup' -l yes -f -d 'do not ask (needed where there is no terminal)'
 complete -c netagent -n '__netagent_at bgp' -f -a peers -d 'all sessions: state, since when, why down, next try, counts; or everything about one'
