@@ -229,7 +229,7 @@ complete -c netagent -n '__netagent_at lab' -f -a down -d 'end a lab and remove 
 complete -c netagent -n '__netagent_at lab' -s h -l help -f -d 'show this help message and exit'
 complete -c netagent -n '__netagent_at lab up' -s h -l help -f -d 'show this help message and exit'
 complete -c netagent -n '__netagent_at lab up' -l name -x -d 'which lab; several may be up side by side (lab)'
-complete -c netagent -n '__netagent_at lab up' -l nodes -x -d 'number of hosts (3)'
+complete -c netagent -n '__netagent_at lab up' -l nodes -x -d 'number of hosts, at most 200 (3)'
 complete -c netagent -n '__netagent_at lab up' -l backend -x -d 'backend, or its JSON: \'{"Type": "vxlan", "VNI": 7}\' (vxlan)'
 complete -c netagent -n '__netagent_at lab up' -l topology -x -a 'flat racks' -d 'flat: one L2 segment; racks: two, joined by a router (flat)'
 complete -c netagent -n '__netagent_at lab up' -l ipv6 -f -d 'IPv6 beside IPv4'
