@@ -34,8 +34,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         elif peer == "may":
             view.add_argument("peer", nargs="?", default="", help="name of a node or router, or its address")
         else:
-            view.add_argument("prefix", nargs="?", default="", help="a prefix, or an address that is looked up")
+            view.add_argument(
+                "prefix", nargs="?", default="", type=_prefix, help="a prefix, or an address that is looked up"
+            )
             view.add_argument("--more-specific", action="store_true", help="all prefixes inside the one given")
+
+
+def _prefix(text: str) -> str:
+    import ipaddress
+
+    try:
+        network = ipaddress.ip_network(text, strict=False) if text else text
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a prefix nor an address: write it like 10.5.0.0/16 or 10.5.72.9"
+        ) from None
+    if "/" in text and str(network).partition("/")[0] != str(ipaddress.ip_address(text.partition("/")[0])):
+        raise argparse.ArgumentTypeError(f"{text!r} has bits set beyond its length; did you mean {network}?")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
