@@ -34,9 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         elif peer == "may":
             view.add_argument("peer", nargs="?", default="", help="name of a node or router, or its address")
         else:
-            view.add_argument(
-                "prefix", nargs="?", default="", type=_prefix, help="a prefix, or an address that is looked up"
-            )
+            view.add_argument("prefix", nargs="?", type=_prefix, help="a prefix, or an address that is looked up")
             view.add_argument("--more-specific", action="store_true", help="all prefixes inside the one given")
 
 
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         "bgp",
         args.view,
         peer=getattr(args, "peer", ""),
-        prefix=getattr(args, "prefix", ""),
+        prefix=getattr(args, "prefix", None) or "",
         more_specific="1" if getattr(args, "more_specific", False) else "",
         text="" if args.json else "1",
     )
