@@ -76,7 +76,7 @@ def test_a_prefix_that_is_none(prefix: str, said: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "prefix", ["10.5.0.0/16", "10.5.1.1", "10.5.1.1/16", "fc00:5::/48", "fc00:5::1", "FC00:5::/48"]
+    "prefix", ["--json", "10.5.0.0/16", "10.5.1.1", "10.5.1.1/16", "fc00:5::/48", "fc00:5::1", "FC00:5::/48"]
 )
 def test_a_prefix_or_an_address(prefix: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bgp", "routes", prefix, "--run-dir", str(run_dir)]) == 1

@@ -163,6 +163,16 @@ def test_help_to_a_reader_that_went_away() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_verdict_survives_a_reader_that_goes_away(tmp_path: Path) -> None:
+    """`netagent status | head -1` in a script with pipefail."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "netagent", "status", "--run-dir", str(tmp_path)]
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, b"")
+
+
 def test_a_full_disk_is_told_in_one_line() -> None:
     command = [sys.executable, "-m", "netagent", "version"]
     with Path("/dev/full").open("wb") as full:
