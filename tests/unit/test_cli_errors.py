@@ -168,8 +168,9 @@ def test_a_verdict_survives_a_reader_that_goes_away(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "netagent", "status", "--run-dir", str(tmp_path)]
+    environ = os.environ | {"PYTHONUNBUFFERED": ""}
     with os.fdopen(write, "wb") as closed:
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False, env=environ)
     assert (done.returncode, done.stderr) == (2, b"")
 
 
