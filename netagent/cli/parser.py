@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from netagent import __version__
-from netagent.cli import COMMANDS
+from netagent.cli import COMMANDS, examples
 
 DESCRIPTION = "Leases a subnet for this host in etcd and connects containers across hosts."
 EPILOG = """\
@@ -40,6 +40,10 @@ class HelpFormatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     def __init__(self, **given: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **given)
+
+    def format_help(self) -> str:
+        self.epilog = self.epilog or examples.epilog(self.prog.partition(" ")[2])
+        return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Nothing may be left over: a subparser would leave it to the top level, which knows none of its options."""
