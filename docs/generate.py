@@ -43,8 +43,9 @@ def _text(lines: Iterable[str]) -> str:
 def markdown(root: Node) -> Iterator[str]:
     yield from ("# Command line", "", f"<!-- {MADE} -->", "")
     yield "Every command has `--help`. A command that asks the agent finds its socket by `--socket`, `--run-dir`,"
-    yield "`$NETAGENT_RUN_DIR`, `run_dir` in the settings file, then /run/netagent. Errors are one line on stderr with"
-    yield "the next step; `NETAGENT_DEBUG=1` adds the traceback. With `--json` nothing but JSON, in UTF-8, is on stdout."
+    yield "`$NETAGENT_RUN_DIR`, `run_dir` in the settings file, then /run/netagent. Errors are one line on stderr"
+    yield "with the next step; `NETAGENT_DEBUG=1` adds the traceback. With `--json` there is nothing but JSON, in UTF-8,"
+    yield "on stdout."
     yield from ("", "| Exit code | Means |", "|---|---|")
     for code, meaning in EXIT_CODES:
         yield f"| {code} | {meaning} |"
