@@ -44,8 +44,8 @@ def markdown(root: Node) -> Iterator[str]:
     yield from ("# Command line", "", f"<!-- {MADE} -->", "")
     yield "Every command has `--help`. A command that asks the agent finds its socket by `--socket`, `--run-dir`,"
     yield "`$NETAGENT_RUN_DIR`, `run_dir` in the settings file, then /run/netagent. Errors are one line on stderr"
-    yield "with the next step; `NETAGENT_DEBUG=1` adds the traceback. With `--json` there is nothing but JSON, in UTF-8,"
-    yield "on stdout."
+    yield "with the next step; `NETAGENT_DEBUG=1` adds the traceback. With `--json` there is nothing but JSON on"
+    yield "stdout, in UTF-8."
     yield from ("", "| Exit code | Means |", "|---|---|")
     for code, meaning in EXIT_CODES:
         yield f"| {code} | {meaning} |"
@@ -110,8 +110,8 @@ def man(root: Node) -> Iterator[str]:
     yield _roff(
         "One netagent runs on each Linux host. It leases a subnet for the host in etcd and makes the containers on "
         "that subnet reachable from every other host, through a backend: routes (host-gw, bgp), VXLAN (vxlan), IP in "
-        "IP (ipip) or a tunnel in user space (udp). It shares etcd's records and the wire formats with flannel. Traffic outlives "
-        "the agent: what it has set up in the kernel stays when it stops, and the next one takes it over."
+        "IP (ipip) or a tunnel in user space (udp). It shares etcd's records and the wire formats with flannel. "
+        "Traffic outlives the agent: what it has set up in the kernel stays when it stops, and the next one takes it over."
     )
     yield ".SH OPTIONS"
     for option in root.options:
