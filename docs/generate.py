@@ -111,7 +111,8 @@ def man(root: Node) -> Iterator[str]:
         "One netagent runs on each Linux host. It leases a subnet for the host in etcd and makes the containers on "
         "that subnet reachable from every other host, through a backend: routes (host-gw, bgp), VXLAN (vxlan), IP in "
         "IP (ipip) or a tunnel in user space (udp). It shares etcd's records and the wire formats with flannel. "
-        "Traffic outlives the agent: what it has set up in the kernel stays when it stops, and the next one takes it over."
+        "Traffic outlives the agent: what it has set up in the kernel stays when it stops, and the next one takes it "
+        "over."
     )
     yield ".SH OPTIONS"
     for option in root.options:

@@ -395,7 +395,9 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
         raise ConfigError(f"not UTF-8 text: {error.reason}", where=str(path), remedy="Save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(
-            f"the settings file cannot be read: {error.strerror}", where=str(path), remedy="Correct its permissions"
+            f"the settings file cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="Run it as root, or correct its permissions",
         ) from None
     try:
         document = tomllib.loads(text)

@@ -286,6 +286,20 @@ def test_status_without_an_agent_says_what_is_left(tmp_path: Path, run: Run, mon
     assert (code, json.loads(out)["left"]["routes"]) == (2, 12)
 
 
+def test_what_cannot_be_seen_of_a_gone_agent_is_not_denied(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without root the state directory is closed; without `ip` no route is counted."""
+
+    def closed(_path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(aftermath, "_devices", lambda: ())
+    monkeypatch.setattr(aftermath, "_routes", lambda: None)
+    monkeypatch.setattr(Path, "stat", closed)
+    out = run("status")[1]
+    assert "whether there is a snapshot of the cluster only root may see" in out
+    assert "still in the kernel: routes not counted" in out
+
+
 def test_devices_left_behind_are_known_by_their_alias(tmp_path: Path) -> None:
     for name, alias in (("eth0", ""), ("na-vx1", "netagent\n"), ("br0", "mine")):
         (tmp_path / name).mkdir()
