@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = 0
     try:
         try:
+            if words[:1] == ["help"]:
+                words = [*words[1:], "--help"]
             # The first word that is no option names the command: the top level has no option with a value.
             named = next((word for word in words if not word.startswith("-")), "")
             args = build_parser({named}).parse_args(words)

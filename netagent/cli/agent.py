@@ -8,6 +8,7 @@ only looked at, for a directory: whether it is right is the agent's business, an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,23 @@ def setting(name: str) -> str:
     except (OSError, ValueError, RecursionError):
         return ""
     return str(document.get(name, ""))
+
+
+def matches(wanted: str, *texts: str) -> bool:
+    """Whether `wanted` stands in one of the texts, or is an address inside a prefix that one of them names."""
+    if any(wanted in text for text in texts):
+        return True
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(wanted)
+    except ValueError:
+        return False
+    for word in " ".join(texts).split():
+        with contextlib.suppress(ValueError):
+            if "/" in word and address in ipaddress.ip_network(word):
+                return True
+    return False
 
 
 def runs(state_dir: Path) -> bool:

@@ -56,11 +56,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "peers": (
         ("", "every other node"),
         ("--state unreachable", "those that cannot be reached"),
-        ("10.5.72", "whose subnet that is"),
+        ("10.5.72.9", "whose subnet has that address"),
     ),
     "routes": (
         ("", "all of ours"),
-        ("10.5.72", "those to that subnet: by which way, for whom, why"),
+        ("10.5.72.9", "those for that address: by which way, for whom, why"),
     ),
     "objects": (
         ("--kind nft --kind element", "the firewall's"),

@@ -373,8 +373,16 @@ def test_routes_say_whose_they_are_and_why(agent: Path, run: Run) -> None:
     assert re.search(
         r"^10\.5\.72\.0/24 via 10\.5\.72\.0 dev na-vx1 onlink  peer h2  installed  subnet of h2$", out, re.M
     )
-    assert run("routes", "10.9.")[1] == "none\n"
+    assert run("routes", "10.9.")[1] == "none that match\n"
     assert json.loads(run("routes", "--json", "h2")[1])[0]["owner"] == "peer h2"
+
+
+def test_an_address_finds_the_prefix_that_holds_it(agent: Path, run: Run) -> None:
+    assert run("peers", "10.5.80.9")[1].splitlines()[1].startswith("h3")
+    assert len(run("peers", "10.5.80.9")[1].splitlines()) == 2
+    assert run("routes", "10.5.72.200")[1].splitlines()[1].startswith("10.5.72.0/24")
+    assert run("routes", "10.9.0.1") == (0, "none that match\n", "")
+    assert run("objects", "fd00::1") == (0, "none that match\n", "")
 
 
 def test_objects(agent: Path, view: View, run: Run) -> None:

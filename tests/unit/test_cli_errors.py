@@ -139,6 +139,7 @@ def test_a_command_without_its_word_shows_the_help(words: tuple[str, ...], run: 
         (("lease", "lst"), "netagent lease: error: there is no command 'lst'; did you mean list?"),
         (("status", "--jsn"), "netagent status: error: there is no option --jsn; did you mean --json?"),
         (("run", "--etcd-endpoint=http://x"), "netagent run: error: there is no option --etcd-endpoint; did you"),
+        (("--json", "status"), "netagent: error: there is no option --json here; options stand after the command"),
         (("version", "7"), "netagent version: error: one word too many: 7"),
         (("peers", "--state", "upp"), "argument --state: 'upp' is none of up, unknown, down, pending, unreachable"),
         (("objects", "--state", "x"), "argument --state: 'x' is none of installed, pending, failing"),
@@ -149,6 +150,12 @@ def test_a_misspelt_word(words: tuple[str, ...], said: str, run: Run) -> None:
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert said in err
+
+
+def test_help_may_be_asked_for_by_its_word(run: Run) -> None:
+    assert run("help") == run("--help")
+    assert run("help", "lease", "list") == run("lease", "list", "--help")
+    assert run("help")[0] == 0
 
 
 # ------------------------------------------------------------------------------------------------- output
