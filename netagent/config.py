@@ -74,6 +74,7 @@ class Option(NamedTuple):
     example: str  # as it stands in the default file, TOML
     many: bool = False  # the flag may be repeated
     switch: bool = False  # the flag needs no value
+    choices: tuple[str, ...] = ()  # all values there are, where there are few
 
     @property
     def flag(self) -> str:
@@ -85,6 +86,9 @@ class Option(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------ options
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
 
 OPTIONS: tuple[Option, ...] = (
     Option(
@@ -273,11 +277,18 @@ OPTIONS: tuple[Option, ...] = (
         "log",
         "LEVEL",
         "debug, info, warning or error",
-        values.choice("debug", "info", "warning", "error"),
+        values.choice(*LEVELS),
         '"info"',
+        choices=LEVELS,
     ),
     Option(
-        "log_format", "log", "FORMAT", "text or json (a JSON object a line)", values.choice("text", "json"), '"text"'
+        "log_format",
+        "log",
+        "FORMAT",
+        "text or json (a JSON object a line)",
+        values.choice(*FORMATS),
+        '"text"',
+        choices=FORMATS,
     ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -328,6 +339,8 @@ def _add(section: argparse._ArgumentGroup, option: Option) -> None:
     more: dict[str, Any] = {}
     if option.many:
         more["action"] = "append"
+    if option.choices:
+        more["choices"] = option.choices
     if option.switch:
         more |= {"nargs": "?", "const": "true"}
     section.add_argument(

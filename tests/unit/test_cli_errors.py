@@ -143,6 +143,10 @@ def test_a_command_without_its_word_shows_the_help(words: tuple[str, ...], run: 
         (("version", "7"), "netagent version: error: one word too many: 7"),
         (("peers", "--state", "upp"), "argument --state: 'upp' is none of up, unknown, down, pending, unreachable"),
         (("objects", "--state", "x"), "argument --state: 'x' is none of installed, pending, failing"),
+        (
+            ("run", "--log-level", "warn"),
+            "argument --log-level: 'warn' is none of debug, info, warning, error; did you",
+        ),
         (("objects", "--kind", "routes"), "argument --kind: 'routes' is none of sysctl, link"),
     ],
 )

@@ -92,7 +92,6 @@ def test_the_subnet_file_follows_the_run_directory() -> None:
     [
         (["--lease-ttl=1"], "--lease-ttl: '1'", "from 5 to"),
         (["--lease-ttl=24 hours"], "--lease-ttl: '24 hours'", "such as 30s or 24h"),
-        (["--log-level=loud"], "--log-level: 'loud'", "debug, info, warning, error"),
         (["--public-ip=fd00::1"], "--public-ip: 'fd00::1'", "192.168.50.11"),
         (["--public-ipv6=1.2.3.4"], "--public-ipv6: '1.2.3.4'", "fd00:50::11"),
         (["--iface-can-reach=gateway"], "--iface-can-reach", "192.168.50.11"),
