@@ -424,6 +424,12 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
                 where=where,
                 remedy="Write it to a file of its own that only root may read, and give etcd_password_file",
             )
+        if isinstance(value, dict):
+            raise ConfigError(
+                "a section, and settings stand in none",
+                where=where,
+                remedy=f"Write {_within(key, value)} = ... on a line above all sections",
+            )
         if key not in _BY_NAME:
             near = nearest(key, _BY_NAME)
             raise ConfigError(
@@ -432,6 +438,12 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
                 remedy=f"Did you mean {near}?" if near else f"Known keys are {', '.join(_BY_NAME)}",
             )
         yield key, value, where
+
+
+def _within(section: str, inside: Mapping[str, Any]) -> str:
+    """The setting that a section was probably meant to hold."""
+    names = [nearest(f"{section}_{key}", _BY_NAME) for key in inside]
+    return next(filter(None, names), "") or OPTIONS[0].name
 
 
 def _line(text: str, key: str) -> int:

@@ -333,6 +333,13 @@ def test_config_check_names_the_nearest_option(run: Run, tmp_path: Path) -> None
     assert run("config", "check", str(file), "--json")[0] == 0
 
 
+def test_a_variable_that_sets_nothing_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETAGENT_ETCD_PREFX", "/x")
+    code, out, err = run("lease", "list", "--json")
+    assert (code, out) == (0, "[]\n")
+    assert "NETAGENT_ETCD_PREFX sets nothing; did you mean NETAGENT_ETCD_PREFIX?" in err
+
+
 def test_json_has_the_keys_that_the_reference_names(run: Run, etcd: MemoryCluster, tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs/reference/api.md").read_text()
 
