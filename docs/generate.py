@@ -43,8 +43,9 @@ def _text(lines: Iterable[str]) -> str:
 def markdown(root: Node) -> Iterator[str]:
     yield from ("# Command line", "", f"<!-- {MADE} -->", "")
     yield "Every command has `--help`. A command that asks the agent finds its socket by `--socket`, `--run-dir`,"
-    yield "`$NETAGENT_RUN_DIR`, then /run/netagent. Errors are one line on stderr with the next step;"
-    yield "`NETAGENT_DEBUG=1` adds the traceback."
+    yield "`$NETAGENT_RUN_DIR`, `run_dir` in the settings file, then /run/netagent. Errors are one line on stderr"
+    yield "with the next step; `NETAGENT_DEBUG=1` adds the traceback. With `--json` there is nothing but JSON on"
+    yield "stdout, in UTF-8."
     yield from ("", "| Exit code | Means |", "|---|---|")
     for code, meaning in EXIT_CODES:
         yield f"| {code} | {meaning} |"
@@ -54,11 +55,17 @@ def markdown(root: Node) -> Iterator[str]:
         yield from ("", f"{'#' * min(len(node.path) + 1, 4)} netagent {' '.join(node.path)}", "")
         yield node.description or f"{node.help[:1].upper()}{node.help[1:]}."
         yield from ("", "```", node.usage, "```")
+        if node.examples:
+            yield from ("", "```", *(_example(command, text) for command, text in node.examples), "```")
         rows = [(argument.usage, argument.help) for argument in node.arguments]
         rows += [(_spelled(option), _explained(option)) for option in _own(node)]
         if rows:
             yield from ("", "| Argument | Meaning |", "|---|---|")
             yield from (f"| `{_cell(name)}` | {_cell(text)} |" for name, text in rows)
+
+
+def _example(command: str, text: str) -> str:
+    return f"{command}  # {text}" if text else command
 
 
 def _cell(text: str) -> str:
@@ -102,9 +109,10 @@ def man(root: Node) -> Iterator[str]:
     yield ".SH DESCRIPTION"
     yield _roff(
         "One netagent runs on each Linux host. It leases a subnet for the host in etcd and makes the containers on "
-        "that subnet reachable from every other host, through a backend: routes (host-gw), VXLAN (vxlan) or a "
-        "tunnel in user space (udp). It shares etcd's records and the wire formats with flannel. Traffic outlives "
-        "the agent: what it has set up in the kernel stays when it stops, and the next one takes it over."
+        "that subnet reachable from every other host, through a backend: routes (host-gw, bgp), VXLAN (vxlan), IP in "
+        "IP (ipip) or a tunnel in user space (udp). It shares etcd's records and the wire formats with flannel. "
+        "Traffic outlives the agent: what it has set up in the kernel stays when it stops, and the next one takes it "
+        "over."
     )
     yield ".SH OPTIONS"
     for option in root.options:
@@ -122,6 +130,10 @@ def man(root: Node) -> Iterator[str]:
             yield from (".TP", f"\\fI{_roff(argument.usage)}\\fR", _roff(argument.help))
         for option in _own(node):
             yield from (".TP", f"\\fB{_roff(_spelled(option))}\\fR", _roff(_explained(option)))
+        if node.examples:
+            yield from (".PP", "Examples:", ".nf")
+            yield from (_roff(f"  {_example(command, text)}") for command, text in node.examples)
+            yield ".fi"
     yield ".SH EXIT STATUS"
     for code, meaning in EXIT_CODES:
         yield from (".TP", f".B {code}", _roff(meaning.replace("`", "")))

@@ -18,12 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("NETAGENT_DEBUG", "") not in ("", "0")
     _letters()
+    code = 0
     try:
         try:
+            if words[:1] == ["help"]:
+                words = [*words[1:], "--help"]
             # The first word that is no option names the command: the top level has no option with a value.
             named = next((word for word in words if not word.startswith("-")), "")
             args = build_parser({named}).parse_args(words)
-            return int(args.run(args))
+            code = int(args.run(args))
         finally:  # --help, too, finds out here that nobody reads it
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -38,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader (head, less) went away
         _leave_stdout()
-        return 0
     except OSError as error:
         if debug:
             raise
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"netagent: error: {where}{error.strerror or error}. NETAGENT_DEBUG=1 shows where", file=sys.stderr)
         return 1
+    return code
 
 
 def _letters() -> None:

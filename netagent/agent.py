@@ -231,7 +231,8 @@ class Agent:
         if state.connected:
             log.info("etcd answers")
         else:
-            log.warning("etcd is lost: %s; what is known stays in force", state.error)
+            known = "; what is known stays in force" if self.source != "none" else ""
+            log.warning("etcd does not answer: %s%s", state.error, known)
 
     def _release_withheld(self) -> None:
         self._take(self.cluster.release())

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # A node that waits (for etcd, for a configuration) must answer too: the API starts then without a first pass.
 API_AFTER = 2.0
+EXPLAIN_EVERY = 2.0
 STATUS_EVERY = 30.0  # seconds between two lines for `systemctl status`
 CLOSE_DEADLINE = 2.0
 
@@ -89,6 +90,7 @@ async def _supervise(agent: Agent, notifier: Notifier) -> None:
         asyncio.create_task(agent.run(), name="agent"),
         asyncio.create_task(_offer(agent), name="API"),
         asyncio.create_task(_tell(agent, notifier), name="systemd"),
+        asyncio.create_task(_explain(agent), name="explain"),
         asyncio.create_task(_end(stop, notifier), name="signals"),
     ]
     try:
@@ -157,6 +159,20 @@ async def _tell(agent: Agent, notifier: Notifier) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await agent.first_pass.wait()
+
+
+async def _explain(agent: Agent) -> None:
+    """Log what a start that takes its time waits for: once, and again when that is something else. Never ends."""
+    said: tuple[str, ...] = ()
+    while not agent.first_pass.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXPLAIN_EVERY):
+                await agent.first_pass.wait()
+        blockers = agent.status().verdict.blockers
+        if blockers and blockers != said:
+            said = blockers
+            log.warning("not ready: %s", "; ".join(blockers))
+    await asyncio.Event().wait()
 
 
 @contextlib.contextmanager

@@ -74,6 +74,7 @@ class Option(NamedTuple):
     example: str  # as it stands in the default file, TOML
     many: bool = False  # the flag may be repeated
     switch: bool = False  # the flag needs no value
+    choices: tuple[str, ...] = ()  # all values there are, where there are few
 
     @property
     def flag(self) -> str:
@@ -85,6 +86,9 @@ class Option(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------ options
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
 
 OPTIONS: tuple[Option, ...] = (
     Option(
@@ -273,11 +277,18 @@ OPTIONS: tuple[Option, ...] = (
         "log",
         "LEVEL",
         "debug, info, warning or error",
-        values.choice("debug", "info", "warning", "error"),
+        values.choice(*LEVELS),
         '"info"',
+        choices=LEVELS,
     ),
     Option(
-        "log_format", "log", "FORMAT", "text or json (a JSON object a line)", values.choice("text", "json"), '"text"'
+        "log_format",
+        "log",
+        "FORMAT",
+        "text or json (a JSON object a line)",
+        values.choice(*FORMATS),
+        '"text"',
+        choices=FORMATS,
     ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -328,6 +339,8 @@ def _add(section: argparse._ArgumentGroup, option: Option) -> None:
     more: dict[str, Any] = {}
     if option.many:
         more["action"] = "append"
+    if option.choices:
+        more["choices"] = option.choices
     if option.switch:
         more |= {"nargs": "?", "const": "true"}
     section.add_argument(
@@ -395,7 +408,9 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
         raise ConfigError(f"not UTF-8 text: {error.reason}", where=str(path), remedy="Save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(
-            f"the settings file cannot be read: {error.strerror}", where=str(path), remedy="Correct its permissions"
+            f"the settings file cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="Run it as root, or correct its permissions",
         ) from None
     try:
         document = tomllib.loads(text)
@@ -409,6 +424,12 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
                 where=where,
                 remedy="Write it to a file of its own that only root may read, and give etcd_password_file",
             )
+        if isinstance(value, dict):
+            raise ConfigError(
+                "a section, and settings stand in none",
+                where=where,
+                remedy=f"Write {_within(key, value)} = ... on a line above all sections",
+            )
         if key not in _BY_NAME:
             near = nearest(key, _BY_NAME)
             raise ConfigError(
@@ -417,6 +438,12 @@ def _file(path: Path, *, required: bool) -> Iterator[tuple[str, Any, str]]:
                 remedy=f"Did you mean {near}?" if near else f"Known keys are {', '.join(_BY_NAME)}",
             )
         yield key, value, where
+
+
+def _within(section: str, inside: Mapping[str, Any]) -> str:
+    """The setting that a section was probably meant to hold."""
+    names = [nearest(f"{section}_{key}", _BY_NAME) for key in inside]
+    return next(filter(None, names), "") or OPTIONS[0].name
 
 
 def _line(text: str, key: str) -> int:

@@ -57,7 +57,9 @@ def _blockers(status: Status) -> list[str]:
         else:
             out.append(f"no network configuration under {etcd.prefix}/config (write one with `netagent init`)")
     elif lease.state not in _HOLDING:
-        out.append(f"no subnet yet{_because(lease.problem)}")
+        # Without an address to announce nothing is claimed, and the lease has nothing to say.
+        faceless = (finding.message for finding in status.findings if finding.code == "no-interface")
+        out.append(f"no subnet yet{_because(lease.problem or next(faceless, ''))}")
     elif not reconciler.base:
         out.append("the base objects (devices, addresses, firewall) do not stand yet")
     elif not reconciler.passed:

@@ -22,10 +22,11 @@ IP_SECONDS = 5.0
 
 
 class Left(msgspec.Struct, frozen=True, kw_only=True):
-    """`snapshot_time` is unix seconds (0.0: there is none); `routes` by family, None where they cannot be counted."""
+    """`snapshot_time` is unix seconds (0.0: there is none, None: this user may not look); `routes` are those of both
+    families, None where they cannot be counted."""
 
     snapshot: str = ""
-    snapshot_time: float = 0.0
+    snapshot_time: float | None = 0.0
     devices: tuple[str, ...] = ()
     routes: int | None = None
 
@@ -33,20 +34,25 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
 def look(state_dir: str | None = None) -> Left:
     directory = Path(state_dir or agent.setting("state_dir") or agent.STATE_DIR)
     snapshot = directory / SNAPSHOT_NAME
+    taken: float | None
     try:
         taken = snapshot.stat().st_mtime
+    except PermissionError:
+        taken = None
     except OSError:
         taken = 0.0
     return Left(snapshot=str(snapshot), snapshot_time=taken, devices=_devices(), routes=_routes())
 
 
 def show(left: Left) -> None:
-    if left.snapshot_time:
+    if left.snapshot_time is None:
+        print(f"  whether there is a snapshot of the cluster only root may see ({output.clean(left.snapshot)})")
+    elif left.snapshot_time:
         age = duration(time.time() - left.snapshot_time)
         print(f"  last snapshot of the cluster: {age} ago ({output.clean(left.snapshot)})")
     else:
         print(f"  no snapshot of an earlier run ({output.clean(left.snapshot)})")
-    if left.routes or left.devices:
+    if left.routes is None or left.routes or left.devices:
         devices = f", devices {', '.join(left.devices)}" if left.devices else ""
         routes = "routes not counted" if left.routes is None else f"{left.routes} routes"
         print(f"  still in the kernel: {routes}{devices}; traffic that uses them goes on")

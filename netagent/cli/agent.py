@@ -8,6 +8,7 @@ only looked at, for a directory: whether it is right is the agent's business, an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,52 @@ def setting(name: str) -> str:
     except (OSError, ValueError, RecursionError):
         return ""
     return str(document.get(name, ""))
+
+
+def matches(wanted: str, *texts: str) -> bool:
+    """Whether `wanted` stands in one of the texts, or is an address inside a prefix that one of them names."""
+    if any(wanted in text for text in texts):
+        return True
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(wanted)
+    except ValueError:
+        return False
+    for word in " ".join(texts).split():
+        with contextlib.suppress(ValueError):
+            if "/" in word and address in ipaddress.ip_network(word):
+                return True
+    return False
+
+
+def runs(state_dir: Path) -> bool:
+    """Whether an agent holds the lock of that state directory."""
+    import fcntl
+
+    try:
+        fd = os.open(state_dir / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on that unix socket."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def client(args: argparse.Namespace) -> Client:

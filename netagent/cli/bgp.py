@@ -34,8 +34,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         elif peer == "may":
             view.add_argument("peer", nargs="?", default="", help="name of a node or router, or its address")
         else:
-            view.add_argument("prefix", nargs="?", default="", help="a prefix, or an address that is looked up")
+            view.add_argument("prefix", nargs="?", type=_prefix, help="a prefix, or an address that is looked up")
             view.add_argument("--more-specific", action="store_true", help="all prefixes inside the one given")
+
+
+def _prefix(text: str) -> str:
+    import ipaddress
+
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a prefix nor an address: write it like 10.5.0.0/16 or 10.5.72.9"
+        ) from None
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         "bgp",
         args.view,
         peer=getattr(args, "peer", ""),
-        prefix=getattr(args, "prefix", ""),
+        prefix=getattr(args, "prefix", None) or "",
         more_specific="1" if getattr(args, "more_specific", False) else "",
         text="" if args.json else "1",
     )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netagent import config
+from netagent.cli import agent, output
 from netagent.errors import NetagentError, UsageError
 
 if TYPE_CHECKING:
     from netagent.config import Settings
+    from netagent.kernel.journal import Journal
+    from netagent.model import Object
 
 DESCRIPTION = (
     "Removes devices, addresses, routes, nexthops, neighbours, forwarding entries and the nft table of netagent, "
@@ -23,7 +27,9 @@ DESCRIPTION = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     config.add_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="show what would be removed, and remove nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done, also while the agent runs, and do nothing"
+    )
     parser.add_argument("--purge", action="store_true", help="remove the state directory's content too")
     parser.add_argument("--yes", action="store_true", help="do not ask (needed where there is no terminal)")
 
@@ -34,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     settings = config.load(args)
     if not (args.yes or args.dry_run):
         _ask(settings.node_name)
-    return asyncio.run(_clean(settings, dry_run=args.dry_run, purge=args.purge))
+    if args.dry_run:
+        return _foretell(settings, purge=args.purge)
+    return asyncio.run(_clean(settings, purge=args.purge))
 
 
 def _ask(node: str) -> None:
@@ -49,7 +57,7 @@ def _ask(node: str) -> None:
         raise NetagentError("nothing was removed")
 
 
-async def _clean(settings: Settings, *, dry_run: bool, purge: bool) -> int:
+async def _clean(settings: Settings, *, purge: bool) -> int:
     """Everything of ours; exit code 1 if something stayed."""
     from netagent import app
     from netagent.kernel.host import open_host
@@ -61,10 +69,6 @@ async def _clean(settings: Settings, *, dry_run: bool, purge: bool) -> int:
     with app.alone(settings.state_dir):
         host = open_host(settings)
         try:
-            if dry_run:
-                for obj in host.dump(KINDS):
-                    print(f"would remove {obj.KIND} {describe(obj)}")
-                return 0
             for backend in Registry().values():
                 await backend.dismantle(settings.run_dir)
             there = host.dump(KINDS)
@@ -78,6 +82,49 @@ async def _clean(settings: Settings, *, dry_run: bool, purge: bool) -> int:
             path.unlink(missing_ok=True)
             print(f"removed {path}")
     return 1 if failures else 0
+
+
+def _foretell(settings: Settings, *, purge: bool) -> int:
+    """What `_clean` would do, a line each. Changes nothing, and does not mind an agent that runs."""
+    from netagent.api import SOCKET_NAME
+    from netagent.kernel.host import open_host
+    from netagent.kernel.journal import Journal
+    from netagent.model import KINDS
+
+    host = open_host(settings)
+    try:
+        lines = list(filter(None, map(_line, host.dump(KINDS), repeat(Journal(settings.state_dir / "journal.json")))))
+    finally:
+        host.close()
+    files = _files(settings, purge=purge)
+    lines += [
+        f"would end the process that answers at {path}"
+        for path in files
+        if path.name != SOCKET_NAME and agent.answers(path)
+    ]
+    lines += [f"would remove {path}" for path in files]
+    print("\n".join(map(output.clean, lines)) or "nothing of netagent's is here")
+    if agent.runs(settings.state_dir):
+        print("an agent runs here: stop it before cleanup (`systemctl stop netagent`)", file=sys.stderr)
+    return 0
+
+
+def _line(obj: Object, journal: Journal) -> str:
+    """What becomes of one of our objects; "" where it stays, since somebody else has changed it meanwhile."""
+    from netagent.kernel.settings import journal_key
+    from netagent.model import Offload, Sysctl
+    from netagent.status import describe
+
+    if not isinstance(obj, Sysctl | Offload):
+        return f"would remove {obj.KIND} {describe(obj)}"
+    entry = journal.get(journal_key(obj))
+    if entry is None or entry.new != (obj.value if isinstance(obj, Sysctl) else obj.on):
+        return ""
+    return f"would put back {obj.KIND} {describe(obj)}, which was {_word(entry.old)}"
+
+
+def _word(value: str | bool | None) -> str:
+    return value if isinstance(value, str) else "on" if value else "off"
 
 
 def _files(settings: Settings, *, purge: bool) -> list[Path]:

@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     network, findings = _wanted(args)
     for finding in findings:
-        _warn(finding)
+        output.warn(finding)
     if args.dry_run:
         from netagent import network_config
 
@@ -151,8 +151,3 @@ async def _warn_of_leases(opened: Store, settings: Settings) -> None:
     for key in sorted(cluster.outside):
         lease = cluster.leases[key]
         print(f"warning: {output.clean(lease.label)} keeps {key}, which this network does not hold", file=sys.stderr)
-
-
-def _warn(finding: Finding) -> None:
-    remedy = f"; {finding.remedy}" if finding.remedy else ""
-    print(f"{finding.severity}: {output.clean(finding.message + remedy)}", file=sys.stderr)

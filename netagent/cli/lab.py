@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from netagent.cli import output
 
 if TYPE_CHECKING:
     from netagent.lab.lab import Lab, Progress
+    from netagent.lab.topology import Topology
 
 DESCRIPTION = (
     "Runs a whole cluster on this machine: hosts, containers and switches are network namespaces, etcd and the "
@@ -33,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         return sub
 
     up = add("up", "make a lab and wait until its containers reach each other", _up)
-    up.add_argument("--nodes", type=_count, default=3, metavar="N", help="number of hosts (3)")
+    up.add_argument("--nodes", type=_count(200), default=3, metavar="N", help="number of hosts, at most 200 (3)")
     up.add_argument(
         "--backend",
         default="vxlan",
@@ -50,8 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--no-ipv4", action="store_true", help="no IPv4 in the containers' network; needs --ipv6")
     add("demo", "take three hosts through host-gw, vxlan and udp, and leave vxlan up (make lab)", _demo)
     ping = add("ping", "ping every pair of containers, and from each host the others' containers", _ping)
-    ping.add_argument("--count", type=_count, default=1, metavar="N", help="echo requests to each pair (1)")
-    ping.add_argument("--timeout", type=float, default=1.0, metavar="SECONDS", help="wait for late replies (1)")
+    ping.add_argument("--count", type=_count(1000), default=1, metavar="N", help="echo requests to each pair (1)")
+    ping.add_argument("--timeout", type=_seconds, default=1.0, metavar="SECONDS", help="wait for late replies (1)")
     ping.add_argument("--json", action="store_true", help="print JSON")
     status = add("status", "show each host, its subnet and what its agent says", _status)
     status.add_argument("--json", action="store_true", help="print JSON")
@@ -72,10 +74,19 @@ def run(args: argparse.Namespace) -> int:
     return int(args.do(args))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
-    return int(text)
+def _count(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
+        return int(text)
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds below 1000")
+    return float(text)
 
 
 def _progress() -> Progress:
@@ -121,22 +132,37 @@ async def _make(name: str, lab: Lab, then: Callable[[], Coroutine[Any, Any, int]
 # ----------------------------------------------------------------------------------------------- commands
 
 
-def _up(args: argparse.Namespace) -> int:
+def _plan(args: argparse.Namespace) -> Topology:
+    """The lab that is asked for, with a configuration that agents would take: nothing is set up for any other."""
     import json
 
+    from netagent import network_config
+    from netagent.cli.config import backend_findings
     from netagent.errors import UsageError
-    from netagent.lab import labs, topology
-    from netagent.lab.lab import Lab
+    from netagent.lab import topology
 
     backend = args.backend
     if backend.lstrip().startswith("{"):
         try:
             backend = json.loads(backend)
-        except ValueError as error:
-            raise UsageError(f"--backend is no JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"not valid JSON: {error}", where="--backend", remedy='Write it like \'{"Type": "vxlan", "VNI": 7}\''
+            ) from None
     if args.no_ipv4 and not args.ipv6:
         raise UsageError("--no-ipv4 leaves no family", remedy="Add --ipv6")
     plan = topology.build(args.topology, args.nodes, backend, ipv4=not args.no_ipv4, ipv6=args.ipv6)
+    parsed = network_config.parse(json.dumps(plan.config), "--backend")
+    for finding in (*parsed.findings, *backend_findings(parsed.network, "--backend")):
+        output.warn(finding)
+    return plan
+
+
+def _up(args: argparse.Namespace) -> int:
+    from netagent.lab import labs
+    from netagent.lab.lab import Lab
+
+    plan = _plan(args)
     lab = Lab(plan, progress=_progress())
 
     async def then() -> int:

@@ -6,13 +6,11 @@ Rule: each change is one transaction on the records as they were shown; a node t
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netagent.cli import output, store
+from netagent.cli import agent, output, store
 from netagent.errors import NetagentError, UsageError
 
 if TYPE_CHECKING:
@@ -283,7 +281,7 @@ async def _release(opened: Store, settings: Settings, args: argparse.Namespace) 
     cluster = await store.view(opened, settings.etcd_prefix)
     here = args.node == settings.node_name
     state = Path(settings.state_dir) / "lease.json"
-    if here and _agent_runs(settings.state_dir):
+    if here and agent.runs(settings.state_dir):
         raise NetagentError(
             "this host's agent runs, and would claim its subnet again",
             where=args.node,
@@ -311,21 +309,6 @@ async def _release(opened: Store, settings: Settings, args: argparse.Namespace) 
     if forgetting:
         print(f"{state} is removed: the agent takes a new subnet when it starts")
     return 0
-
-
-def _agent_runs(state_dir: Path) -> bool:
-    """Whether an agent holds the lock of that state directory."""
-    try:
-        fd = os.open(state_dir / "lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _to_release(cluster: Cluster, args: argparse.Namespace, *, known: bool) -> list[Lease]:

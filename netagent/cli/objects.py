@@ -25,19 +25,19 @@ def run(args: argparse.Namespace) -> int:
     objects = [
         view
         for view in agent.client(args).objects(tuple(args.kind or ()))
-        if (not args.state or view.state in args.state) and (args.match in view.text or args.match in view.owner)
+        if (not args.state or view.state in args.state) and agent.matches(args.match, view.text, view.owner)
     ]
     if args.json:
         output.json(objects)
     else:
-        show(objects, kinds=True)
+        show(objects, kinds=True, narrowed=bool(args.kind or args.state or args.match))
     return 0
 
 
-def show(objects: Sequence[ObjectView], *, kinds: bool) -> None:
-    """A table of objects, with a column for the kind where they differ in it."""
+def show(objects: Sequence[ObjectView], *, kinds: bool, narrowed: bool) -> None:
+    """A table of objects, with a column for the kind where they differ in it; `narrowed`: not all were asked for."""
     if not objects:
-        print("none")
+        print("none that match" if narrowed else "none")
         return
     rows = [
         (

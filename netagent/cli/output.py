@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netagent.model import Finding
 
 RED, GREEN, YELLOW, BOLD, DIM = "31", "32", "33", "1", "2"
 _RICH = {RED: "red", GREEN: "green", YELLOW: "yellow"}
@@ -61,6 +64,12 @@ def clean(text: str) -> str:
     return (
         text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     )
+
+
+def warn(finding: Finding) -> None:
+    """Say on standard error what was found in what was given."""
+    remedy = f"; {finding.remedy}" if finding.remedy else ""
+    print(f"{finding.severity}: {clean(finding.message + remedy)}", file=sys.stderr)
 
 
 def table(

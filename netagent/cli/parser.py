@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from netagent import __version__
-from netagent.cli import COMMANDS
+from netagent.cli import COMMANDS, examples
 
 DESCRIPTION = "Leases a subnet for this host in etcd and connects containers across hosts."
 EPILOG = """\
@@ -22,7 +22,7 @@ Start here:
   netagent init --network 10.5.0.0/16  once for a cluster: its network, into etcd
   netagent run                         the agent, on each host (the package's unit does it)
   netagent status                      does this node work, and if not, why
-  netagent routes 10.5.72              which way to a subnet, and who wants it so
+  netagent routes 10.5.72.9            which way to a container, and who wants it so
 
 Exit codes: 0 done, 1 failed (status: degraded), 2 wrong usage or configuration, or the agent does not answer,
 130 Ctrl-C. NETAGENT_DEBUG=1 shows tracebacks."""
@@ -41,11 +41,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **given: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **given)
 
+    def format_help(self) -> str:
+        self.epilog = self.epilog or examples.epilog(self.prog.partition(" ")[2])
+        return super().format_help()
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Nothing may be left over: a subparser would leave it to the top level, which knows none of its options."""
         found, left = super().parse_known_args(args, namespace)
         if left:
-            self.error(_too_much(left, self._option_string_actions))
+            self.error(_too_much(left, self._option_string_actions, top=" " not in self.prog))
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and getattr(found, action.dest) is None:
                 self.print_help(sys.stderr)
@@ -66,11 +70,12 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def _too_much(left: Sequence[str], known: Iterable[str]) -> str:
+def _too_much(left: Sequence[str], known: Iterable[str], *, top: bool) -> str:
     option = next((word.partition("=")[0] for word in left if word.startswith("-")), "")
     if not option:
         return f"one word too many: {left[0]}"
-    return f"there is no option {option}; {_near(option, known) or '--help lists those there are'}"
+    hint = "options stand after the command" if top else "--help lists those there are"
+    return f"there is no option {option}{' here' if top else ''}; {_near(option, known) or hint}"
 
 
 def _near(word: str, known: Iterable[str]) -> str:

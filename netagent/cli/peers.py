@@ -15,7 +15,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     agent.add_arguments(parser)
     parser.add_argument("--state", action="append", choices=PEER_STATES, help="only peers in this state (repeatable)")
     parser.add_argument(
-        "match", nargs="?", default="", help="only peers whose node, subnet or endpoint contains this"
+        "match",
+        nargs="?",
+        default="",
+        help="only peers whose node, subnet or endpoint contains this; an address: whose subnet has it",
     )
 
 
@@ -24,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         peer
         for peer in agent.client(args).peers()
         if (not args.state or peer.state in args.state)
-        and any(args.match in text for text in (peer.node, peer.v4, peer.v6, peer.endpoint))
+        and agent.matches(args.match, peer.node, peer.v4, peer.v6, peer.endpoint)
     ]
     if args.json:
         output.json(peers)

@@ -43,13 +43,14 @@ def sections(status: Status) -> Iterator[tuple[str, str]]:
 
 def _etcd(status: Status) -> Iterator[tuple[str, str]]:
     etcd, at = status.etcd, status.at
-    where = etcd.endpoint or ", ".join(etcd.endpoints) or "no endpoints"
     if etcd.connected:
+        where = etcd.endpoint or ", ".join(etcd.endpoints)
         version = f" (etcd {etcd.version})" if etcd.version else ""
         yield "etcd", f"connected to {where}{version}, prefix {etcd.prefix}"
     else:
+        unsaid = ", ".join(endpoint for endpoint in etcd.endpoints if endpoint not in etcd.error)
         error = f": {etcd.error}" if etcd.error else ""
-        yield "etcd", f"unreachable{_for(etcd.since, at)} ({where}){error}"
+        yield "etcd", f"unreachable{_for(etcd.since, at)}{_paren(unsaid)}{error}"
     text = f"revision {etcd.revision}, {_since('last event', etcd.last_event, at)}"
     text += f", {_since('watch proved', etcd.last_proof, at)}"
     if etcd.resyncs or etcd.watch_failures:

@@ -15,13 +15,18 @@ DESCRIPTION = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     agent.add_arguments(parser)
-    parser.add_argument("match", nargs="?", default="", help="only routes whose text or owner contains this")
+    parser.add_argument(
+        "match",
+        nargs="?",
+        default="",
+        help="only routes whose text or owner contains this; an address: those that hold it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    routes = [route for route in agent.client(args).routes() if args.match in route.text or args.match in route.owner]
+    routes = [route for route in agent.client(args).routes() if agent.matches(args.match, route.text, route.owner)]
     if args.json:
         output.json(routes)
     else:
-        show(routes, kinds=False)
+        show(routes, kinds=False, narrowed=bool(args.match))
     return 0

@@ -14,7 +14,7 @@ import msgspec
 
 from netagent.cli import agent, output
 from netagent.errors import AgentUnavailable
-from netagent.status import Status
+from netagent.status import Status, Verdict
 
 DESCRIPTION = (
     "Says in its first line whether this node works, and below what that rests on: etcd, the subnet lease, the "
@@ -91,7 +91,7 @@ def _watch(args: argparse.Namespace) -> int:
             if output.on_terminal() and not args.json:
                 print("\x1b[H\x1b[2J", end="")
             if args.json:
-                output.json(status if status is not None else {"error": seen}, indent=-1)
+                output.json(status if status is not None else {"verdict": _down(str(seen))}, indent=-1)
             elif status is None:
                 print(f"{output.state('down')}: {seen}")
             else:
@@ -122,11 +122,16 @@ def _unavailable(args: argparse.Namespace, error: AgentUnavailable) -> int:
 
     left = aftermath.look(args.state_dir)
     if args.json:
-        output.json({"verdict": {"state": "down", "reason": str(error), "ready": False}, "left": left})
+        output.json({"verdict": _down(str(error)), "left": left})
     else:
         print(f"{output.state('down')}: {error}")
         aftermath.show(left)
     return EXIT["down"]
+
+
+def _down(reason: str) -> Verdict:
+    """The verdict on a node whose agent does not answer."""
+    return Verdict(state="down", reason=reason, reasons=(reason,))
 
 
 def _seconds(text: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from netagent import config
+from netagent.cli import output
 
 if TYPE_CHECKING:
     from netagent.plan.cluster import Cluster
@@ -25,6 +26,8 @@ def ask(args: argparse.Namespace, work: Callable[[Store, config.Settings], Await
     import asyncio
 
     settings = config.load(args)
+    for finding in config.unknown_variables():  # perhaps what should have said which etcd is meant
+        output.warn(finding)
 
     async def connected() -> T:
         store = open_store(settings)

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from netagent.cli import COMMANDS
+from netagent.cli import COMMANDS, examples
 from netagent.cli.parser import build_parser
 
 
@@ -33,7 +33,10 @@ class Argument(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A command. `path` is ("lab", "up"), () for netagent itself; `help` a line, `description` a paragraph or ""."""
+    """A command. `path` is ("lab", "up"), () for netagent itself; `help` a line, `description` a paragraph or "".
+
+    `examples` are whole commands, each with what it does or "".
+    """
 
     path: tuple[str, ...]
     help: str
@@ -41,6 +44,7 @@ class Node(NamedTuple):
     options: tuple[Option, ...]
     arguments: tuple[Argument, ...]
     commands: tuple[Node, ...]
+    examples: tuple[tuple[str, str], ...] = ()
 
     def walk(self) -> Iterator[Node]:
         """This command and all below it, each before its own."""
@@ -78,7 +82,8 @@ def _node(parser: argparse.ArgumentParser, path: tuple[str, ...], text: str) -> 
             options.append(_option(action, parser))
         else:
             arguments.append(_argument(action, parser))
-    return Node(path, text, parser.description or "", tuple(options), tuple(arguments), tuple(commands))
+    shown = tuple(examples.lines(" ".join(path)))
+    return Node(path, text, parser.description or "", tuple(options), tuple(arguments), tuple(commands), shown)
 
 
 def _option(action: argparse.Action, parser: argparse.ArgumentParser) -> Option:

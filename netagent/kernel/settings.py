@@ -74,11 +74,11 @@ class Settings:
                 writes.append((op, present, wanted))
         if not writes:
             return failures
-        new = [op for op, _, _ in writes if self._journal.get(_name(op.object)) is None]
+        new = [op for op, _, _ in writes if self._journal.get(journal_key(op.object)) is None]
         try:
             with self._journal.batch():
                 for op, present, wanted in writes:
-                    self._journal.record(_name(op.object), present, wanted)
+                    self._journal.record(journal_key(op.object), present, wanted)
         except KernelError as error:
             return failures + [Failure(op, error.errno, str(error)) for op, _, _ in writes]
         for op, _, wanted in writes:
@@ -87,7 +87,7 @@ class Settings:
             except OSError as error:
                 failures.append(_failure(op, error))
                 if op in new:
-                    self._journal.forget(_name(op.object))
+                    self._journal.forget(journal_key(op.object))
         return failures
 
     def _delete(self, ops: Sequence[Op]) -> list[Failure]:
@@ -95,7 +95,7 @@ class Settings:
         with contextlib.suppress(KernelError), self._journal.batch():
             for op in ops:
                 self._held.pop(op.object.key, None)
-                entry = self._journal.get(_name(op.object))
+                entry = self._journal.get(journal_key(op.object))
                 if entry is None:
                     continue
                 try:
@@ -105,7 +105,7 @@ class Settings:
                     if error.errno not in (errno.ENOENT, errno.ENODEV):  # gone with its device
                         failures.append(_failure(op, error))
                         continue
-                self._journal.forget(_name(op.object))
+                self._journal.forget(journal_key(op.object))
         return failures
 
     # ------------------------------------------------------------------------------------------- read
@@ -207,7 +207,7 @@ class Settings:
         return self._root / name
 
 
-def _name(obj: Object) -> str:
+def journal_key(obj: Object) -> str:
     """The setting's key in the journal."""
     if isinstance(obj, Sysctl):
         return f"sysctl:{obj.name}"
@@ -228,5 +228,5 @@ def _is_forward6(op: Op) -> bool:
 
 def _failure(op: Op, error: OSError) -> Failure:
     code = error.errno or errno.EIO
-    what = op.object.name if isinstance(op.object, Sysctl) else _name(op.object)
+    what = op.object.name if isinstance(op.object, Sysctl) else journal_key(op.object)
     return Failure(op, code, f"{what}: {error.strerror or os.strerror(code)}")

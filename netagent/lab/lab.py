@@ -233,16 +233,18 @@ class Lab:
         await self.until(look, "a subnet on every node", timeout)
 
     async def until(self, look: Callable[[], Awaitable[str]], what: str, timeout: float) -> None:
-        """Until `look` finds nothing missing any more (""). What is missing is shown, and told when time is up."""
+        """Until `look` finds nothing missing any more (""). What is missing is shown when it changes, at most once a
+        second, and told when time is up."""
         begun = told = time.monotonic()
+        shown = ""
         while missing := await look():
             now = time.monotonic()
             if now - begun > timeout:
                 raise LabError(
                     f"not within {timeout:g} s: {what}. Missing: {missing}\n{self.tails()}", where=str(self.directory)
                 )
-            if now - told > 1:
-                told = now
+            if missing != shown and now - told > 1:
+                shown, told = missing, now
                 self.progress(f"waiting for {what} ({missing})")
             await asyncio.sleep(POLL)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -59,21 +58,20 @@ async def _view(lab: Lab, node: Node) -> NodeView:
 
 
 def logs(paths: Mapping[str, Path], *, follow: bool) -> None:
-    """Print the end of each log, with the host's name before each line if there are several; then what comes."""
+    """Print the end of each log, with the host's name before each line if there are several; then what comes,
+    until Ctrl-C."""
     places = dict.fromkeys(paths, 0)
     first = True
-    # Ctrl-C is how following ends.
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            for name, path in paths.items():
-                lines, places[name] = _since(path, places[name])
-                for line in lines[-SHOWN:] if first else lines:
-                    print(f"{name:5} {line}" if len(paths) > 1 else line)
-            if not follow:
-                return
-            first = False
-            sys.stdout.flush()
-            time.sleep(POLL)
+    while True:
+        for name, path in paths.items():
+            lines, places[name] = _since(path, places[name])
+            for line in lines[-SHOWN:] if first else lines:
+                print(f"{name:5} {line}" if len(paths) > 1 else line)
+        if not follow:
+            return
+        first = False
+        sys.stdout.flush()
+        time.sleep(POLL)
 
 
 def _since(path: Path, place: int) -> tuple[list[str], int]:

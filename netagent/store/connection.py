@@ -174,8 +174,9 @@ def _read(path: Path, setting: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
+        remedy = "Run it as root, or correct its permissions" if isinstance(error, PermissionError) else ""
         raise StoreTLSError(
-            f"cannot be read: {error.strerror}", where=str(path), remedy=f"Correct {setting}"
+            f"cannot be read: {error.strerror}", where=str(path), remedy=remedy or f"Correct {setting}"
         ) from None
     if b"-----BEGIN " not in data:
         raise StoreTLSError("is not a PEM file", where=str(path), remedy=f"Correct {setting}")

@@ -28,6 +28,7 @@ class Diagnosis(NamedTuple):
     remedy: str = ""
 
 
+NO_ANSWER = "See whether its host is up and no firewall drops the port, or correct etcd_endpoints"
 _NO_TLS = Diagnosis("the server speaks plain http, not TLS", tls=True, remedy="Write the endpoint as http://")
 
 
@@ -40,19 +41,23 @@ async def diagnose(endpoint: Endpoint, tls: TLS, timeout: float) -> Diagnosis:
             except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
                 return await _closed(endpoint)
     except TimeoutError:
-        return Diagnosis(f"no answer within {timeout:.3g} s")
+        return Diagnosis(f"no answer within {timeout:.3g} s", remedy=NO_ANSWER)
     except ssl.SSLCertVerificationError as error:
         return _unverified(error, endpoint)
     except ssl.SSLError as error:
         return _refused(error, tls)
     except socket.gaierror as error:
-        return Diagnosis(f"host name {endpoint.host!r} does not resolve ({error.strerror})")
+        return Diagnosis(
+            f"host name {endpoint.host!r} does not resolve ({error.strerror})", remedy="Correct etcd_endpoints"
+        )
     except ConnectionRefusedError:
-        return Diagnosis("connection refused: nothing listens there")
+        return Diagnosis(
+            "connection refused: nothing listens there", remedy="Start etcd there, or correct etcd_endpoints"
+        )
     except OSError as error:
         # asyncio wraps the reason into a text of its own and keeps only the number
         text = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else str(error)
-        return Diagnosis(text)
+        return Diagnosis(text, remedy=NO_ANSWER)
 
 
 async def _try(endpoint: Endpoint, tls: TLS) -> Diagnosis:

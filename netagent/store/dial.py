@@ -15,7 +15,7 @@ from typing import NamedTuple
 from netagent.errors import StoreAuthError, StoreError, StoreTLSError, StoreUnavailable
 from netagent.store.base import Health
 from netagent.store.connection import Connection, grpc, pb
-from netagent.store.diagnose import Diagnosis, diagnose
+from netagent.store.diagnose import NO_ANSWER, Diagnosis, diagnose
 from netagent.store.endpoints import TLS, Endpoint
 from netagent.store.grpc_errors import broken, elsewhere, store_error
 
@@ -194,7 +194,7 @@ class Dialler:
 
     async def _reason(self, endpoint: Endpoint, ready: bool | None, deadline: float, waited: float) -> Diagnosis:
         if ready is None:
-            return Diagnosis(f"no answer within {waited:.2g} s")
+            return Diagnosis(f"no answer within {waited:.2g} s", remedy=NO_ANSWER)
         now = asyncio.get_running_loop().time()
         at, known = self._diagnoses.get(endpoint, (0.0, None))
         if known is None or not known.tls or now - at > _DIAGNOSE_AGAIN:
@@ -207,8 +207,9 @@ class Dialler:
             return StoreUnavailable("the store is closed")
         text = "; ".join(f"{endpoint}: {reason.text}" for endpoint, reason in reasons) or "no time left to connect"
         tls = [reason for _, reason in reasons if reason.tls]
-        remedy = next((reason.remedy for reason in tls if reason.remedy), "")
-        error: StoreError = StoreTLSError(text, remedy=remedy) if tls else StoreUnavailable(text)
+        told = tls or [reason for _, reason in reasons]
+        remedy = next((reason.remedy for reason in told if reason.remedy), "")
+        error: StoreError = (StoreTLSError if tls else StoreUnavailable)(text, remedy=remedy)
         self._down(str(error))
         return error
 

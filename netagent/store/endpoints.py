@@ -149,7 +149,9 @@ def password_from(file: Path | None) -> Callable[[], str]:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not text"
             raise StoreAuthError(
-                f"etcd's password cannot be read: {reason}", where=str(file), remedy="Correct etcd_password_file"
+                f"etcd's password cannot be read: {reason}",
+                where=str(file),
+                remedy="Run it as root, or correct etcd_password_file",
             ) from None
         if not lines or not lines[0]:
             raise StoreAuthError("the file with etcd's password is empty", where=str(file))

@@ -34,8 +34,8 @@ _netagent() {
         /run:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /run:--socket-group) COMPREPLY=(); return ;;
         /run:--metrics-listen) COMPREPLY=(); return ;;
-        /run:--log-level) COMPREPLY=(); return ;;
-        /run:--log-format) COMPREPLY=(); return ;;
+        /run:--log-level) COMPREPLY=($(compgen -W "debug info warning error" -- "$cur")); return ;;
+        /run:--log-format) COMPREPLY=($(compgen -W "text json" -- "$cur")); return ;;
         /init:--network) COMPREPLY=(); return ;;
         /init:--network-v6) COMPREPLY=(); return ;;
         /init:--subnet-len) COMPREPLY=(); return ;;
@@ -132,8 +132,8 @@ _netagent() {
         /cleanup:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /cleanup:--socket-group) COMPREPLY=(); return ;;
         /cleanup:--metrics-listen) COMPREPLY=(); return ;;
-        /cleanup:--log-level) COMPREPLY=(); return ;;
-        /cleanup:--log-format) COMPREPLY=(); return ;;
+        /cleanup:--log-level) COMPREPLY=($(compgen -W "debug info warning error" -- "$cur")); return ;;
+        /cleanup:--log-format) COMPREPLY=($(compgen -W "text json" -- "$cur")); return ;;
         /bgp/peers:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;
         /bgp/peers:--socket) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /bgp/routes:--run-dir) COMPREPLY=($(compgen -d -- "$cur")); return ;;

@@ -94,7 +94,7 @@ async def test_errors_say_what_to_do(made: Lab) -> None:
         (("status", "--name", "other"), 1, "`netagent lab up --name other` makes it"),
         (("up",), 1, "is up already"),
         (("up", "--name", "../x"), 2, "no name for a lab"),
-        (("up", "--backend", "{"), 2, "--backend is no JSON"),
+        (("up", "--backend", "{"), 2, "--backend: not valid JSON"),
     ):
         code, out, err = await netagent(*words)
         assert (code, out) == (exit_code, "")

@@ -59,3 +59,25 @@ async def test_a_service_without_views_says_so() -> None:
     assert not isinstance(runner._service, Viewer)
     with pytest.raises(NetagentError, match="has no views"):
         runner.view("peers", {})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("10.5.0.0/33", "'10.5.0.0/33' is neither a prefix nor an address: write it like 10.5.0.0/16"),
+        ("nonsense", "'nonsense' is neither a prefix nor an address"),
+    ],
+)
+def test_a_prefix_that_is_none(prefix: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bgp", "routes", prefix])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "prefix", ["--json", "10.5.0.0/16", "10.5.1.1", "10.5.1.1/16", "fc00:5::/48", "fc00:5::1", "FC00:5::/48"]
+)
+def test_a_prefix_or_an_address(prefix: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bgp", "routes", prefix, "--run-dir", str(run_dir)]) == 1
+    assert "no view 'routes'" in capsys.readouterr().err

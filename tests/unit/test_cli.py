@@ -286,6 +286,20 @@ def test_status_without_an_agent_says_what_is_left(tmp_path: Path, run: Run, mon
     assert (code, json.loads(out)["left"]["routes"]) == (2, 12)
 
 
+def test_what_cannot_be_seen_of_a_gone_agent_is_not_denied(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without root the state directory is closed; without `ip` no route is counted."""
+
+    def closed(_path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(aftermath, "_devices", lambda: ())
+    monkeypatch.setattr(aftermath, "_routes", lambda: None)
+    monkeypatch.setattr(Path, "stat", closed)
+    out = run("status")[1]
+    assert "whether there is a snapshot of the cluster only root may see" in out
+    assert "still in the kernel: routes not counted" in out
+
+
 def test_devices_left_behind_are_known_by_their_alias(tmp_path: Path) -> None:
     for name, alias in (("eth0", ""), ("na-vx1", "netagent\n"), ("br0", "mine")):
         (tmp_path / name).mkdir()
@@ -359,8 +373,16 @@ def test_routes_say_whose_they_are_and_why(agent: Path, run: Run) -> None:
     assert re.search(
         r"^10\.5\.72\.0/24 via 10\.5\.72\.0 dev na-vx1 onlink  peer h2  installed  subnet of h2$", out, re.M
     )
-    assert run("routes", "10.9.")[1] == "none\n"
+    assert run("routes", "10.9.")[1] == "none that match\n"
     assert json.loads(run("routes", "--json", "h2")[1])[0]["owner"] == "peer h2"
+
+
+def test_an_address_finds_the_prefix_that_holds_it(agent: Path, run: Run) -> None:
+    assert run("peers", "10.5.80.9")[1].splitlines()[1].startswith("h3")
+    assert len(run("peers", "10.5.80.9")[1].splitlines()) == 2
+    assert run("routes", "10.5.72.200")[1].splitlines()[1].startswith("10.5.72.0/24")
+    assert run("routes", "10.9.0.1") == (0, "none that match\n", "")
+    assert run("objects", "fd00::1") == (0, "none that match\n", "")
 
 
 def test_objects(agent: Path, view: View, run: Run) -> None:

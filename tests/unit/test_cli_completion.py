@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from netagent.cli import examples
 from netagent.cli.completion import bash, fish, zsh
+from netagent.cli.parser import build_parser
 from netagent.cli.tree import Argument, Node, Option, read
 
 HELP = Option(("-h", "--help"), "", "show this help message and exit", (), False)
@@ -83,6 +85,20 @@ def test_zsh_and_fish_know_each_command_and_option() -> None:
             assert word in text
     assert "'lab:run a lab: it'\\''s all here'" in "\n".join(zsh(ROOT))
     assert "-a lab -d 'run a lab: it\\'s all here'" in "\n".join(fish(ROOT))
+
+
+def test_every_command_teaches_by_examples_that_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for node in read().walk():
+        if not node.path:
+            continue
+        path = " ".join(node.path)
+        assert examples.words(path), path
+        for words in examples.words(path):
+            assert build_parser({words[0]}).parse_args(words).command == node.path[0]
+        with pytest.raises(SystemExit):
+            build_parser({node.path[0]}).parse_args([*node.path, "--help"])
+        assert f"Examples:\n  {node.examples[0][0]}" in capsys.readouterr().out
+    assert set(examples.EXAMPLES) == {" ".join(node.path) for node in read().walk() if node.path}
 
 
 def test_the_tree_is_read_from_argparse() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from netagent.__main__ import main
 from netagent.cli import COMMANDS
+from netagent.lab.lab import Lab
 from netagent.model import Finding
 from tests.support.views import HEALTHY, View, serving
 
@@ -137,9 +139,14 @@ def test_a_command_without_its_word_shows_the_help(words: tuple[str, ...], run: 
         (("lease", "lst"), "netagent lease: error: there is no command 'lst'; did you mean list?"),
         (("status", "--jsn"), "netagent status: error: there is no option --jsn; did you mean --json?"),
         (("run", "--etcd-endpoint=http://x"), "netagent run: error: there is no option --etcd-endpoint; did you"),
+        (("--json", "status"), "netagent: error: there is no option --json here; options stand after the command"),
         (("version", "7"), "netagent version: error: one word too many: 7"),
         (("peers", "--state", "upp"), "argument --state: 'upp' is none of up, unknown, down, pending, unreachable"),
         (("objects", "--state", "x"), "argument --state: 'x' is none of installed, pending, failing"),
+        (
+            ("run", "--log-level", "warn"),
+            "argument --log-level: 'warn' is none of debug, info, warning, error; did you",
+        ),
         (("objects", "--kind", "routes"), "argument --kind: 'routes' is none of sysctl, link"),
     ],
 )
@@ -147,6 +154,12 @@ def test_a_misspelt_word(words: tuple[str, ...], said: str, run: Run) -> None:
     code, out, err = run(*words)
     assert (code, out) == (2, "")
     assert said in err
+
+
+def test_help_may_be_asked_for_by_its_word(run: Run) -> None:
+    assert run("help") == run("--help")
+    assert run("help", "lease", "list") == run("lease", "list", "--help")
+    assert run("help")[0] == 0
 
 
 # ------------------------------------------------------------------------------------------------- output
@@ -159,6 +172,17 @@ def test_help_to_a_reader_that_went_away() -> None:
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_verdict_survives_a_reader_that_goes_away(tmp_path: Path) -> None:
+    """`netagent status | head -1` in a script with pipefail."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "netagent", "status", "--run-dir", str(tmp_path)]
+    environ = os.environ | {"PYTHONUNBUFFERED": ""}
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (2, b"")
 
 
 def test_a_full_disk_is_told_in_one_line() -> None:
@@ -197,3 +221,53 @@ def test_end_of_input_is_no_answer(tmp_path: Path, run: Run, monkeypatch: pytest
     code, _, err = run("cleanup")
     assert code == 1
     assert err.endswith("netagent: error: nothing was removed\n")
+
+
+# --------------------------------------------------------------------------------------------------- lab
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--backend", "vxlam"), "--backend: Backend.Type: there is no backend 'vxlam'. Known types: bgp, host-gw"),
+        (("--backend", '{"Type": "vxlan", "VNI": "x"}'), "--backend: Backend.VNI: 'x' is not a whole number"),
+        (("--backend", '{"VNI": 7}'), "--backend: Backend has no Type"),
+        (("--backend", '{"Typ'), "--backend: not valid JSON"),
+        (("--nodes", "0"), "argument --nodes: '0' is not a number from 1 to 200"),
+        (("--nodes", "500"), "argument --nodes: '500' is not a number from 1 to 200"),
+        (("--topology", "ring"), "argument --topology: 'ring' is none of flat, racks"),
+        (("--no-ipv4",), "--no-ipv4 leaves no family. Add --ipv6"),
+        (("--name", "a/b"), "'a/b' is no name for a lab"),
+    ],
+)
+def test_a_lab_that_cannot_be_is_not_begun(
+    words: tuple[str, ...], said: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETAGENT_LAB_DIR", str(tmp_path / "labs"))
+    monkeypatch.setattr("netagent.lab.lab.Lab.up", lambda *_, **__: pytest.fail("a lab is made"))
+    code, out, err = run("lab", "up", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert not list((tmp_path / "labs").glob("*"))
+
+
+def test_how_long_a_lab_waits_for_replies(run: Run) -> None:
+    for text in ("-1", "x", "nan", "1e9"):
+        code, _, err = run("lab", "ping", f"--timeout={text}")
+        assert code == 2
+        assert f"argument --timeout: '{text}' is no number of seconds" in err
+
+
+async def test_what_a_lab_waits_for_is_told_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    lab = Lab(nodes=1, progress=told.append)
+    missing = iter(["a"] * 5 + ["b"] * 5 + [""])
+    clock = itertools.count(step=0.7)
+    monkeypatch.setattr("netagent.lab.lab.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("netagent.lab.lab.POLL", 0)
+
+    async def look() -> str:
+        return next(missing)
+
+    await lab.until(look, "it", 60)
+    assert told == ["waiting for it (a)", "waiting for it (b)"]

@@ -6,14 +6,17 @@ import asyncio
 import fcntl
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from netagent.__main__ import main
 from netagent.cli import store as cli_store
+from netagent.lab.labs import Entry
 from netagent.model import NodeRecord
 from netagent.store import schema
 from netagent.store.base import Put
@@ -328,3 +331,30 @@ def test_config_check_names_the_nearest_option(run: Run, tmp_path: Path) -> None
     assert "no option 'DirectRoutin'; it is ignored; did you mean DirectRouting?" in out
     assert "no option 'Colour'; it is ignored; known options: VNI, " in out
     assert run("config", "check", str(file), "--json")[0] == 0
+
+
+def test_a_variable_that_sets_nothing_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETAGENT_ETCD_PREFX", "/x")
+    code, out, err = run("lease", "list", "--json")
+    assert (code, out) == (0, "[]\n")
+    assert "NETAGENT_ETCD_PREFX sets nothing; did you mean NETAGENT_ETCD_PREFIX?" in err
+
+
+def test_json_has_the_keys_that_the_reference_names(run: Run, etcd: MemoryCluster, tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/reference/api.md").read_text()
+
+    def documented(command: str) -> list[str]:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `netagent {command}`"))
+        return re.findall(r'"(\w+)"', row)
+
+    def printed(*words: str) -> list[str]:
+        found = json.loads(run(*words, "--json")[1])
+        return list(found[0] if isinstance(found, list) else found)
+
+    run("init", "--network", "10.5.0.0/16")
+    assert printed("config", "show") == documented("config show")
+    assert printed("lease", "reserve", "10.5.9.0/24", "--node", "h9") == documented("lease reserve")
+    assert printed("lease", "list") == documented("lease list")
+    assert printed("lease", "release", "10.5.9.0/24") == documented("lease release")
+    assert [field.name for field in msgspec.structs.fields(Entry)] == documented("lab list")
+    assert printed("status", "--run-dir", str(tmp_path)) == documented("status")

@@ -92,7 +92,6 @@ def test_the_subnet_file_follows_the_run_directory() -> None:
     [
         (["--lease-ttl=1"], "--lease-ttl: '1'", "from 5 to"),
         (["--lease-ttl=24 hours"], "--lease-ttl: '24 hours'", "such as 30s or 24h"),
-        (["--log-level=loud"], "--log-level: 'loud'", "debug, info, warning, error"),
         (["--public-ip=fd00::1"], "--public-ip: 'fd00::1'", "192.168.50.11"),
         (["--public-ipv6=1.2.3.4"], "--public-ipv6: '1.2.3.4'", "fd00:50::11"),
         (["--iface-can-reach=gateway"], "--iface-can-reach", "192.168.50.11"),
@@ -128,7 +127,9 @@ def test_errors_name_the_variable() -> None:
         ('\n  "ip_masq" = 7\n', ":2 ip_masq", "true or false"),
         ("iface = 7\n", ":1 iface", '["one", "two"]'),
         ("etcd-prefix = '/x'\n", ":1 etcd-prefix: unknown key", "Did you mean etcd_prefix?"),
-        ("\n[etcd]\nprefix = 'x'\n", ":2 etcd: unknown key", "Known keys are"),
+        ("\n[etcd]\nprefix = 'x'\n", ":2 etcd: a section", "Write etcd_prefix = ... on a line above all sections"),
+        ("[netagent]\nx = 1\n", ":1 netagent: a section", "Write etcd_endpoints = ..."),
+        ("colour = 1\n", ":1 colour: unknown key", "Known keys are"),
         ("node_name = []\n", ":1 node_name", "Write text"),
         ('state_dir = "/var\\u0000"\n', ":1 state_dir", "zero bytes"),
         ('etcd_cafile = "\\u0000"\n', ":1 etcd_cafile", "zero bytes"),

@@ -14,6 +14,9 @@ from tests.support.views import HEALTHY, NOW, altered
 
 GONE: dict[str, Any] = {"connected": False, "since": NOW - 180, "error": "connection refused"}
 NO_NETWORK: dict[str, Any] = {"v4": "", "valid": False}
+NO_INTERFACE = Finding(
+    code="no-interface", subject="h1", message="interface: there is no interface eth7", severity="error"
+)
 
 
 def finding(severity: str) -> Status:
@@ -52,6 +55,13 @@ CASES = [
         "down",
         False,
         ("no subnet yet (no subnet is free)",),
+    ),
+    (
+        "no interface",
+        msgspec.structs.replace(altered(lease={"state": "none"}), findings=(NO_INTERFACE,)),
+        "down",
+        False,
+        ("no subnet yet (interface: there is no interface eth7)",),
     ),
     ("base objects missing", altered(reconciler={"base": False}), "down", False, ("base objects",)),
     ("first pass not done", altered(reconciler={"passed": False}), "down", False, ("first pass",)),
