@@ -287,7 +287,7 @@ async def test_a_member_cut_off_from_the_quorum_is_left_for_another() -> None:
 
 
 async def test_progress_proves_an_idle_watch() -> None:
-    async with etcd() as server, opened(server.endpoint, progress=0.2, timeout=0.5) as store:
+    async with etcd() as server, opened(server.endpoint, progress=0.2, timeout=3) as store:
         revision = await store.put("/elsewhere", b"")
         async with contextlib.aclosing(store.watch("/s/", revision)) as batches, asyncio.timeout(DEADLINE):
             for _ in range(4):  # accepted, then proofs of life; none may claim a revision that was not complete
