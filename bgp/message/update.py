@@ -73,7 +73,7 @@ class UpdateDecoder:
             family: nlri.split_identified if family in identified else nlri.split
             for family in self._families.values()
         }
-        self._split4 = self._splits.get(Family.IPV4, nlri.split)
+        self._split4 = self._splits.get(Family.IPV4, _unread)
         self._next_hops = {Family.IPV4: (4, 16, 32) if extended else (4,), Family.IPV6: (16, 32)}
 
     def decode(self, body: bytes) -> Update:
@@ -196,6 +196,11 @@ class UpdateDecoder:
             return self._splits[family](family, value[start:])
         except nlri.BadPrefix as wrong:
             raise _lost(kind, value, str(wrong)) from None
+
+
+def _unread(family: Family, field: bytes) -> list[bytes]:
+    """Routes of a family not agreed on: with or without identifiers, who knows?"""
+    return [field]
 
 
 _MANDATORY = ORIGIN_BIT | AS_PATH_BIT | NEXT_HOP_BIT

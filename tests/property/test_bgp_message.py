@@ -42,6 +42,7 @@ from bgp.message import (
     nlri,
 )
 from bgp.message.aspath import AS_SEQUENCE, AS_SET, encode_path
+from bgp.message.attributes import attribute
 
 words = st.integers(0, 2**32 - 1)
 numbers = st.integers(1, 2**32 - 1)
@@ -372,3 +373,81 @@ def test_no_stream_breaks_the_framer(pieces: list[bytes]) -> None:
                 pass
     except RemoteError as error:
         assert error.code == 1
+
+
+# ------------------------------------------------------------------------------------------- what a peer has said
+
+_PIECES = [
+    bytes.fromhex(text)
+    for text in [
+        "40010100",
+        "40010103",
+        "c0010100",
+        "40020602010000fde9",
+        "4002020200",
+        "4003040a000001",
+        "4003030a0000",
+        "80040400000007",
+        "800403000007",
+        "40050400000064",
+        "40060101",
+        "c00703000000",
+        "c00800",
+        "e00804fde90001",
+        "c0630101",
+        "c0630102",
+        "80640101",
+        "c01106020100011170",
+        "c0200c000000010000000200000003",
+    ]
+]
+"""Attributes, sound and malformed."""
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(_PIECES), max_size=6),
+    *(st.lists(prefix(family), max_size=3) for family in (Family.IPV4, Family.IPV4, Family.IPV6, Family.IPV6)),
+    st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
+    st.randoms(use_true_random=False),
+)
+def test_of_an_update_no_route_is_lost_and_none_is_made_up(
+    pieces: list[bytes],
+    gone4: list[bytes],
+    new4: list[bytes],
+    gone6: list[bytes],
+    new6: list[bytes],
+    kinds: tuple[bool, bool, bool, bool],
+    random: Any,
+) -> None:
+    """Whatever its attributes: the session ends, or each route is announced or withdrawn, and no error announces."""
+    as4, internal, whole, both = kinds
+    blocks = list(pieces)
+    if whole:
+        blocks = [bytes.fromhex(text) for text in ("40010100", "400200", "400304 0a000001")] + blocks
+    if gone6:
+        blocks.append(attribute(0x80, 15, Family.IPV6.wire + b"".join(gone6)))
+    if new6:
+        blocks.append(attribute(0x80, 14, Family.IPV6.wire + b"\x10\x20" + bytes(15) + b"\0" + b"".join(new6)))
+    random.shuffle(blocks)
+    field, block = b"".join(gone4), b"".join(blocks)
+    sizes = len(field).to_bytes(2, "big"), len(block).to_bytes(2, "big")
+    families = tuple(Family) if both else (Family.IPV6,)
+    try:
+        update = UpdateDecoder(families, AttributeDecoder(as4=as4, internal=internal)).decode(
+            sizes[0] + field + sizes[1] + block + b"".join(new4)
+        )
+    except RemoteError as error:
+        assert not new4 and not new6  # only where no routes are announced is there no knowing what was meant
+        assert (error.code, error.subcode) == (3, 1)
+        return
+    announced = [(family, path) for family, some, _ in update.announced for path in some]
+    withdrawn = [(family, path) for family, some in update.withdrawn for path in some]
+    said = [(Family.IPV4, path) for path in (*gone4, *new4) if both] + [
+        (Family.IPV6, path) for path in (*gone6, *new6)
+    ]
+    assert sorted(announced + withdrawn) == sorted(said)
+    if any(fault.withdraws for fault in update.faults):
+        assert not announced
+    if update.end_of_rib is not None:
+        assert not said and not blocks

@@ -135,6 +135,13 @@ def test_rfc_4760_section_8_ipv4_that_was_not_agreed_on_is_passed_over(data: byt
     assert notes == ([] if data == body() else ["routes of IPv4, which was not agreed on: passed over"])
 
 
+@pytest.mark.parametrize("field", [b"\0\0\0\1" + PREFIX, b"\0\0\0\x21" + PREFIX, b"\xff"])
+def test_rfc_4760_section_8_ipv4_that_was_not_agreed_on_is_not_read(field: bytes) -> None:
+    """It may have identifiers (RFC 7911), which would be read as prefixes, and end the session."""
+    for data in (body(BASE, field), body(b"", b"", field)):
+        assert decode(data, families=(Family.IPV6,))._replace(faults=()) == Update()
+
+
 def test_rfc_4724_section_2_end_of_rib_of_ipv4_harms_no_speaker_without_it() -> None:
     pair = Pair(families=(Family.IPV6,))
     pair.update(body())
