@@ -127,6 +127,18 @@ def test_init_replaces_garbage_only_with_force(run: Run, etcd: MemoryCluster) ->
     assert run("init", "--network", "10.5.0.0/16", "--force")[0] == 0
 
 
+def test_init_takes_no_backend_away_unasked(run: Run, etcd: MemoryCluster) -> None:
+    """Who adds IPv6 and forgets --backend does not mean that all hosts shall leave host-gw."""
+    run("init", "--network", "10.5.0.0/16", "--backend", "host-gw")
+    both = ("init", "--network", "10.5.0.0/16", "--network-v6", "fc00:5::/48", "--force")
+    code, out, err = run(*both)
+    assert (code, out) == (2, "")
+    assert "the network's backend is host-gw, and none was named. Nothing was written; add --backend host-gw" in err
+    assert run(*both, "--backend", "host-gw")[0] == 0
+    assert run("init", "--network", "10.5.0.0/16", "--backend", "vxlan", "--force")[0] == 0
+    assert run(*both)[0] == 0
+
+
 def test_init_dry_run_writes_nothing(run: Run, etcd: MemoryCluster) -> None:
     code, out, _ = run("init", "--network", "10.5.0.0/16", "--dry-run")
     assert (code, json.loads(out)) == (0, {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}})
