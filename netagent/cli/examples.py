@@ -19,6 +19,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("--network 10.5.0.0/16 --backend host-gw --force", "another backend, under traffic"),
         ("--network 10.5.0.0/16 --option VNI=7 --option DirectRouting=true --dry-run", "only print it"),
         ("--network 10.5.0.0/16 --network-v6 fc00:5::/48", "both families"),
+        ("--file net.json", "what `netagent config check net.json` has found to be good"),
     ),
     "config": (
         ("show", "what is in etcd, defaults included"),

@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="option of the backend, such as VNI=7 or DirectRouting=true; lists and objects as JSON; may be repeated",
     )
+    parser.add_argument(
+        "--file", metavar="FILE", help="take all of it from a JSON file instead, or from standard input (-)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
     parser.add_argument("--force", action="store_true", help="replace the configuration that is there")
     store.add_arguments(parser)
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(network_config.write(network).decode())
         return 0
-    named = args.backend is not None
+    named = args.backend is not None or args.file is not None
     return store.ask(args, lambda opened, settings: _write(opened, settings, network, force=args.force, named=named))
 
 
@@ -73,12 +76,21 @@ def _wanted(args: argparse.Namespace) -> tuple[Network, tuple[Finding, ...]]:
     import json
 
     from netagent import network_config
-    from netagent.cli.config import backend_findings
+    from netagent.cli.config import backend_findings, read
 
+    if args.file is not None:
+        given = next((flag for flag, key, _, _ in KEYS if getattr(args, key) is not None), "")
+        if given := given or ("--backend" if args.backend else "--option" if args.option else ""):
+            raise UsageError(f"--file has all of it, and {given} is given too", remedy="Give one of them")
+        raw, where = read(args.file)
+        parsed = network_config.parse(raw, where)
+        return parsed.network, (*parsed.findings, *backend_findings(parsed.network, where))
     document: dict[str, Any] = {key: value for _, key, _, _ in KEYS if (value := getattr(args, key)) is not None}
     if "Network" not in document and "IPv6Network" not in document:
         raise UsageError(
-            "no network given", where="netagent init", remedy=f"Choose a range of your own: --network {NETWORK}"
+            "no network given",
+            where="netagent init",
+            remedy=f"Choose a range of your own: --network {NETWORK}, or give --file FILE",
         )
     document["EnableIPv4"] = "Network" in document
     document["EnableIPv6"] = "IPv6Network" in document

@@ -65,6 +65,7 @@ complete -c netagent -n '__netagent_at init' -l subnet-min-v6 -x -d 'first IPv6 
 complete -c netagent -n '__netagent_at init' -l subnet-max-v6 -x -d 'last IPv6 subnet to hand out (the network\'s last)'
 complete -c netagent -n '__netagent_at init' -l backend -x -d 'host-gw, vxlan, udp, ipip or bgp (vxlan; to replace a configuration that has another, name it)'
 complete -c netagent -n '__netagent_at init' -l option -x -d 'option of the backend, such as VNI=7 or DirectRouting=true; lists and objects as JSON; may be repeated'
+complete -c netagent -n '__netagent_at init' -l file -r -F -d 'take all of it from a JSON file instead, or from standard input (-)'
 complete -c netagent -n '__netagent_at init' -l dry-run -f -d 'print what would be written, and write nothing'
 complete -c netagent -n '__netagent_at init' -l force -f -d 'replace the configuration that is there'
 complete -c netagent -n '__netagent_at init' -l config -r -F -d 'settings file, TOML ($NETAGENT_CONFIG; /etc/netagent/netagent.toml if it exists)'

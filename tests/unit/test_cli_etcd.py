@@ -127,6 +127,24 @@ def test_init_replaces_garbage_only_with_force(run: Run, etcd: MemoryCluster) ->
     assert run("init", "--network", "10.5.0.0/16", "--force")[0] == 0
 
 
+def test_init_from_a_file(run: Run, etcd: MemoryCluster, tmp_path: Path) -> None:
+    file = tmp_path / "net.json"
+    file.write_text('{"Network": "10.5.0.0/16", "Backend": {"Type": "bgp", "Nodes": [{"Match": "*", "AS": 65001}]}}')
+    assert run("init", "--file", str(file))[0] == 0
+    assert config(etcd)["Backend"]["Nodes"] == [{"Match": "*", "AS": 65001}]
+    file.write_text(json.dumps(json.loads(run("config", "show", "--json")[1])["config"]))
+    assert "already holds this configuration" in run("init", "--file", str(file))[1]
+    for words in (("--network", "10.5.0.0/16"), ("--backend", "vxlan"), ("--option", "VNI=7")):
+        code, _, err = run("init", "--file", str(file), *words)
+        assert code == 2
+        assert f"--file has all of it, and {words[0]} is given too" in err
+    file.write_text('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}')
+    code, _, err = run("init", "--file", str(file), "--force")
+    assert code == 2
+    assert f"{file}: Backend.VNI: 'x' is not a whole number" in err
+    assert run("init", "--file", str(tmp_path / "absent"))[0] == 2
+
+
 def test_init_takes_no_backend_away_unasked(run: Run, etcd: MemoryCluster) -> None:
     """Who adds IPv6 and forgets --backend does not mean that all hosts shall leave host-gw."""
     run("init", "--network", "10.5.0.0/16", "--backend", "host-gw")
