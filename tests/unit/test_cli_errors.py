@@ -137,9 +137,13 @@ def test_a_command_without_its_word_shows_the_help(words: tuple[str, ...], run: 
     [
         (("stats",), "netagent: error: there is no command 'stats'; did you mean status?"),
         (("lease", "lst"), "netagent lease: error: there is no command 'lst'; did you mean list?"),
-        (("status", "--jsn"), "netagent status: error: there is no option --jsn; did you mean --json?"),
-        (("run", "--etcd-endpoint=http://x"), "netagent run: error: there is no option --etcd-endpoint; did you"),
+        (("status", "--jsn"), "netagent status: error: there is no option --jsn here; did you mean --json?"),
+        (("run", "--etcd-endpoint=http://x"), "netagent run: error: there is no option --etcd-endpoint here; did"),
         (("--json", "status"), "netagent: error: there is no option --json here; options stand after the command"),
+        (
+            ("lab", "exec", "h1", "ip", "-br", "addr"),
+            "there is no option -br here; where it is CMD's, write -- before CMD",
+        ),
         (("version", "7"), "netagent version: error: one word too many: 7"),
         (("peers", "--state", "upp"), "argument --state: 'upp' is none of up, unknown, down, pending, unreachable"),
         (("objects", "--state", "x"), "argument --state: 'x' is none of installed, pending, failing"),
