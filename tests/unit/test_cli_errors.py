@@ -116,6 +116,16 @@ def test_an_agent_that_only_root_may_ask(run: Run, monkeypatch: pytest.MonkeyPat
     assert "Run it as root; socket_group in netagent.toml lets a group ask" in run("status")[2]
 
 
+def test_a_socket_that_cannot_be_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run("peers", "--socket", str(tmp_path / "file" / "netagent.sock"))
+    assert code == 2
+    assert "no agent answers. Correct --run-dir or --socket: Not a directory" in err
+    code, _, err = run("peers", "--socket", "/" + "x" * 200)
+    assert code == 2
+    assert "path too long. Give a shorter --run-dir or --socket" in err
+
+
 # ------------------------------------------------------------------------------------------- wrong words
 
 
