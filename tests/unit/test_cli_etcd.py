@@ -220,13 +220,15 @@ def test_lease_list(run: Run, etcd: MemoryCluster) -> None:
     lease(etcd, "10.5.10.0-24", "h1", alive=True)
     lease(etcd, "10.5.9.0-24", "", "192.168.50.12")
     put(etcd, KEYS.subnet("10.5.11.0-24"), b'{"PublicIP":"192.168.50.13"}')
+    put(etcd, KEYS.subnet("10.5.12.0-24"), b'{"PublicIP":"192.168.50.14"}', etcd.grant(86400).id)
     put(etcd, KEYS.subnet("junk"), b"")
     code, out, _ = run("lease", "list")
     assert code == 0
-    assert [line.split() for line in out.splitlines()[1:4]] == [
+    assert [line.split() for line in out.splitlines()[1:5]] == [
         ["10.5.9.0/24", "-", "192.168.50.12", "vxlan", "lease", "unknown"],
         ["10.5.10.0/24", "h1", "192.168.50.11", "vxlan", "lease", "up"],
         ["10.5.11.0/24", "-", "192.168.50.13", "-", "reservation", "unknown"],
+        ["10.5.12.0/24", "-", "192.168.50.14", "udp", "lease", "unknown"],
     ]
     assert "etcdctl del '/coreos.com/network/subnets/junk'" in out
     code, out, _ = run("lease", "list", "--json", "--ttl")
@@ -234,6 +236,7 @@ def test_lease_list(run: Run, etcd: MemoryCluster) -> None:
         ("10.5.9.0-24", 86400, False),
         ("10.5.10.0-24", 86400, False),
         ("10.5.11.0-24", None, True),
+        ("10.5.12.0-24", 86400, False),
     ]
 
 
