@@ -314,7 +314,7 @@ class Agent:
         judged = self.network == self.cluster.network
         remote, dropped = [], list(gone)
         for lease in leases:
-            if lease.key == own or (judged and lease.key in outside):
+            if lease.key == own or lease.unclaimed or (judged and lease.key in outside):
                 dropped.append(lease.key)
             else:
                 remote.append(lease)

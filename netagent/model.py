@@ -105,6 +105,11 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """What to call the peer in views: its node name, or its address where no owner record exists."""
         return self.node or self.public_ip or self.public_ip6 or self.key
 
+    @property
+    def unclaimed(self) -> bool:
+        """Whether it waits for a node of that name, which has not been there yet: no peer."""
+        return bool(self.node) and not self.node_id
+
     def subnet(self, family: Family) -> str | None:
         return self.v4 if family == 4 else self.v6
 

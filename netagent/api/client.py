@@ -108,16 +108,25 @@ class Client:
             raise self._unavailable(
                 f"the agent gave no answer within {self.deadline:g} s", "See its log: `journalctl -u netagent`"
             ) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unavailable(
-                f"the agent went away while answering ({error or type(error).__name__})",
-                "See its log: `journalctl -u netagent`",
-            ) from error
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise self._unavailable("no agent answers", f"Correct --run-dir or --socket: {error.strerror}") from error
+        except OSError as error:
+            if error.errno is None:  # "AF_UNIX path too long", which Python finds by itself
+                raise self._unavailable(str(error), "Give a shorter --run-dir or --socket") from error
+            raise self._gone(error) from error
+        except http.client.HTTPException as error:
+            raise self._gone(error) from error
         finally:
             connection.close()
         if response.status >= 400:
             raise _refused(response.status, bytes(body))
         return bytes(body)
+
+    def _gone(self, error: Exception) -> AgentUnavailable:
+        return self._unavailable(
+            f"the agent went away while answering ({error or type(error).__name__})",
+            "See its log: `journalctl -u netagent`",
+        )
 
     def _unavailable(self, message: str, remedy: str) -> AgentUnavailable:
         return AgentUnavailable(message, where=str(self.path), remedy=remedy)

@@ -41,12 +41,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    where = "standard input" if args.file == "-" else args.file
+    return _report(*read(args.file), args.json)
+
+
+def read(file: str) -> tuple[bytes, str]:
+    """A configuration as it stands in a file, or "-" for standard input; and what to call where it is from."""
+    where = "standard input" if file == "-" else file
     try:
-        raw = sys.stdin.buffer.read() if args.file == "-" else Path(args.file).read_bytes()
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes(), where
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where=where, remedy="Name a readable file") from None
-    return _report(raw, where, args.json)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("--network 10.5.0.0/16 --backend host-gw --force", "another backend, under traffic"),
         ("--network 10.5.0.0/16 --option VNI=7 --option DirectRouting=true --dry-run", "only print it"),
         ("--network 10.5.0.0/16 --network-v6 fc00:5::/48", "both families"),
+        ("--file net.json", "what `netagent config check net.json` has found to be good"),
     ),
     "config": (
         ("show", "what is in etcd, defaults included"),
@@ -117,6 +118,19 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "version": (("--json", ""),),
 }
 
+# Exit codes that mean something else, or something more; "" where the description has them.
+EXIT = {
+    "status": "",
+    "plan": "",
+    "config check": "0 good, though perhaps with warnings; 2 agents would refuse it",
+    "cleanup": "0 done; 1 something stayed, and is named; 2 wrong usage, or the agent still runs",
+    "lab ping": "0 every pair answered; 1 one did not",
+    "lab status": "of the host that is worst: 0 healthy, 1 degraded, 2 down",
+    "lab exec": "that of CMD",
+    "run": "0 ended by SIGTERM or SIGINT; 1 failed; 2 wrong usage or settings",
+}
+USUAL = "0 done; 1 failed; 2 wrong usage or configuration, or the agent does not answer"
+
 
 def lines(path: str) -> list[tuple[str, str]]:
     """(the whole command, what it does) for a command such as "lease list"; none for one that is not known."""
@@ -132,4 +146,6 @@ def epilog(path: str) -> str:
     """Under the options of --help."""
     found = lines(path)
     width = max((len(command) for command, text in found if text and len(command) < 60), default=0)
-    return "\n".join(("Examples:", *(f"  {command:{width}}  {text}".rstrip() for command, text in found)))
+    shown = "\n".join(("Examples:", *(f"  {command:{width}}  {text}".rstrip() for command, text in found)))
+    codes = EXIT.get(path, USUAL)
+    return f"{shown}\n\nExit code: {codes}." if codes else shown

@@ -19,6 +19,7 @@ DESCRIPTION = (
     "that is there already is only replaced with --force; what would change is shown."
 )
 NETWORK = "10.5.0.0/16"
+BACKEND = "vxlan"  # where none is named
 
 # flag, key of the configuration, whether it is a number, help
 KEYS: tuple[tuple[str, str, bool, str], ...] = (
@@ -37,13 +38,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for flag, key, number, text in KEYS:
         metavar = "N" if number else "ADDRESS" if "min" in flag or "max" in flag else "PREFIX"
         parser.add_argument(flag, dest=key, metavar=metavar, type=int if number else str, help=text)
-    parser.add_argument("--backend", default="vxlan", metavar="TYPE", help="host-gw, vxlan, udp, ipip or bgp (vxlan)")
+    parser.add_argument(
+        "--backend",
+        metavar="TYPE",
+        help=f"host-gw, vxlan, udp, ipip or bgp ({BACKEND}; to replace a configuration that has another, name it)",
+    )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="option of the backend, such as VNI=7 or DirectRouting=true; lists and objects as JSON; may be repeated",
+    )
+    parser.add_argument(
+        "--file", metavar="FILE", help="take all of it from a JSON file instead, or from standard input (-)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
     parser.add_argument("--force", action="store_true", help="replace the configuration that is there")
@@ -59,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
         print(network_config.write(network).decode())
         return 0
-    return store.ask(args, lambda opened, settings: _write(opened, settings, network, args.force))
+    named = args.backend is not None or args.file is not None
+    return store.ask(args, lambda opened, settings: _write(opened, settings, network, force=args.force, named=named))
 
 
 def _wanted(args: argparse.Namespace) -> tuple[Network, tuple[Finding, ...]]:
@@ -67,16 +76,25 @@ def _wanted(args: argparse.Namespace) -> tuple[Network, tuple[Finding, ...]]:
     import json
 
     from netagent import network_config
-    from netagent.cli.config import backend_findings
+    from netagent.cli.config import backend_findings, read
 
+    if args.file is not None:
+        given = next((flag for flag, key, _, _ in KEYS if getattr(args, key) is not None), "")
+        if given := given or ("--backend" if args.backend else "--option" if args.option else ""):
+            raise UsageError(f"--file has all of it, and {given} is given too", remedy="Give one of them")
+        raw, where = read(args.file)
+        parsed = network_config.parse(raw, where)
+        return parsed.network, (*parsed.findings, *backend_findings(parsed.network, where))
     document: dict[str, Any] = {key: value for _, key, _, _ in KEYS if (value := getattr(args, key)) is not None}
     if "Network" not in document and "IPv6Network" not in document:
         raise UsageError(
-            "no network given", where="netagent init", remedy=f"Choose a range of your own: --network {NETWORK}"
+            "no network given",
+            where="netagent init",
+            remedy=f"Choose a range of your own: --network {NETWORK}, or give --file FILE",
         )
     document["EnableIPv4"] = "Network" in document
     document["EnableIPv6"] = "IPv6Network" in document
-    document["Backend"] = {"Type": args.backend, **dict(_option(text) for text in args.option)}
+    document["Backend"] = {"Type": args.backend or BACKEND, **dict(_option(text) for text in args.option)}
     parsed = network_config.parse(json.dumps(document), "netagent init")
     return parsed.network, (*parsed.findings, *backend_findings(parsed.network, "netagent init"))
 
@@ -94,7 +112,8 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-async def _write(opened: Store, settings: Settings, network: Network, force: bool) -> int:
+async def _write(opened: Store, settings: Settings, network: Network, *, force: bool, named: bool) -> int:
+    """Write it if there is none, or with `force`; `named` is whether a backend was asked for."""
     from netagent import network_config
     from netagent.store.base import Compare, Put
     from netagent.store.schema import Keys
@@ -112,6 +131,13 @@ async def _write(opened: Store, settings: Settings, network: Network, force: boo
                 where=keys.config,
                 remedy="Nothing was written; to replace it, and change the running network, add --force",
             )
+        other = _backend(present)
+        if not named and other not in ("", network.backend.type):
+            raise UsageError(
+                f"the network's backend is {other}, and none was named",
+                where=keys.config,
+                remedy=f"Nothing was written; add --backend {other} with its options to keep it, or --backend TYPE",
+            )
         print("\n".join(output.clean(line) for line in lines))
     revision = present.mod_revision if present is not None else 0
     value = network_config.write(network)
@@ -123,6 +149,17 @@ async def _write(opened: Store, settings: Settings, network: Network, force: boo
     print(f"wrote {keys.config}: {value.decode()}")
     await _warn_of_leases(opened, settings)
     return 0
+
+
+def _backend(present: KeyValue) -> str:
+    """The backend of the document that is there; "" if it is not valid."""
+    from netagent import network_config
+    from netagent.errors import ConfigError
+
+    try:
+        return network_config.parse(present.value, present.key).network.backend.type
+    except ConfigError:
+        return ""
 
 
 def difference(present: KeyValue, network: Network) -> list[str]:

@@ -80,7 +80,8 @@ async def _list(opened: Store, settings: Settings, args: argparse.Namespace) -> 
             _subnets(lease),
             lease.node or "-",
             " ".join(a for a in (lease.public_ip, lease.public_ip6) if a) or "-",
-            lease.backend or "-",
+            # A lease without a type is one of udp, unless it is a reservation that waits for its host.
+            lease.backend or ("udp" if lease.node_id or lease.lease_id else "-"),
             _kind(lease, ttls),
             _alive(lease, cluster),
         ]

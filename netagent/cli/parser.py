@@ -49,12 +49,20 @@ class Parser(argparse.ArgumentParser):
         """Nothing may be left over: a subparser would leave it to the top level, which knows none of its options."""
         found, left = super().parse_known_args(args, namespace)
         if left:
-            self.error(_too_much(left, self._option_string_actions, top=" " not in self.prog))
+            self.error(_too_much(left, self._option_string_actions, self._hint()))
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and getattr(found, action.dest) is None:
                 self.print_help(sys.stderr)
                 self.exit(2)
         return found, left
+
+    def _hint(self) -> str:
+        """What to do about an option that is near to none of ours."""
+        if " " not in self.prog:
+            return "options stand after the command"
+        if any(action.metavar == "CMD" for action in self._actions):
+            return "where it is CMD's, write -- before CMD"
+        return "--help lists those there are"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -70,12 +78,11 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def _too_much(left: Sequence[str], known: Iterable[str], *, top: bool) -> str:
+def _too_much(left: Sequence[str], known: Iterable[str], hint: str) -> str:
     option = next((word.partition("=")[0] for word in left if word.startswith("-")), "")
     if not option:
         return f"one word too many: {left[0]}"
-    hint = "options stand after the command" if top else "--help lists those there are"
-    return f"there is no option {option}{' here' if top else ''}; {_near(option, known) or hint}"
+    return f"there is no option {option} here; {_near(option, known) or hint}"
 
 
 def _near(word: str, known: Iterable[str]) -> str:

@@ -46,6 +46,7 @@ _netagent() {
         /init:--subnet-max-v6) COMPREPLY=(); return ;;
         /init:--backend) COMPREPLY=(); return ;;
         /init:--option) COMPREPLY=(); return ;;
+        /init:--file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /init:--config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         /init:--etcd-endpoints) COMPREPLY=(); return ;;
         /init:--etcd-prefix) COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -161,7 +162,7 @@ _netagent() {
     case $path in
         "") COMPREPLY=($(compgen -W "run init config lease status peers routes objects plan cleanup bgp lab completion version -h --help --version" -- "$cur")) ;;
         "/run") COMPREPLY=($(compgen -W "-h --help --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file --node-name --labels --iface --iface-regex --iface-can-reach --public-ip --public-ipv6 --subnet-file --ip-masq --firewall-integrate --firewall-table --route-protocol --lease-ttl --alive-ttl --state-dir --run-dir --socket-group --metrics-listen --log-level --log-format" -- "$cur")) ;;
-        "/init") COMPREPLY=($(compgen -W "-h --help --network --network-v6 --subnet-len --subnet-min --subnet-max --subnet-len-v6 --subnet-min-v6 --subnet-max-v6 --backend --option --dry-run --force --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file" -- "$cur")) ;;
+        "/init") COMPREPLY=($(compgen -W "-h --help --network --network-v6 --subnet-len --subnet-min --subnet-max --subnet-len-v6 --subnet-min-v6 --subnet-max-v6 --backend --option --file --dry-run --force --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file" -- "$cur")) ;;
         "/config") COMPREPLY=($(compgen -W "check show -h --help" -- "$cur")) ;;
         "/config/check") COMPREPLY=($(compgen -W "-h --help --json" -- "$cur")) ;;
         "/config/show") COMPREPLY=($(compgen -W "-h --help --json --config --etcd-endpoints --etcd-prefix --etcd-cafile --etcd-certfile --etcd-keyfile --etcd-username --etcd-password-file" -- "$cur")) ;;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -219,7 +220,8 @@ async def test_a_link_local_peer_may_connect(space: Namespace) -> None:
         sock.settimeout(PATIENCE)
         zone = socket.if_nametoindex("lo")
         sock.bind(("fe80::2", 0, 0, zone))
-        await asyncio.to_thread(sock.connect, ("fe80::2", PORT, 0, zone))
+        # The kernel gives the new address its route a moment later.
+        await eventually(lambda: sock.connect_ex(("fe80::2", PORT, 0, zone)) != errno.ENETUNREACH, timeout=PATIENCE)
         probe = await asyncio.to_thread(Probe, sock, 2)
         await eventually(lambda: speaker.established() == 1, timeout=PATIENCE)
         probe.sock.close()

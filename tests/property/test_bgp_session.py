@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from hypothesis import given, settings
@@ -75,6 +76,21 @@ class AnyOrder(RuleBasedStateMachine):
         self.session.reset(self.now)
         self.drain()
 
+    @rule(hold_time=st.sampled_from((0, 9, 90)), retry=st.sampled_from((1.0, 30.0)), passive=st.booleans())
+    def renew(self, hold_time: int, retry: float, passive: bool) -> None:
+        """Other settings; the peer is only told where a connection has come as far as an OPEN."""
+        other = replace(self.session.settings, hold_time=hold_time, connect_retry=retry, passive=passive)
+        self.session.renew(other, Notification(6, 6), self.now)
+        self.drain()
+        assert not self.open
+        assert not self.connecting
+        assert (self.session.deadline() is not None) == self.session.started
+
+    @rule(retry=st.sampled_from((1.0, 30.0)))
+    def retry_sooner_or_later(self, retry: float) -> None:
+        self.session.change(replace(self.session.settings, connect_retry=retry), self.now)
+        self.drain()
+
     @rule()
     def connected(self) -> None:
         if self.connecting:
@@ -139,7 +155,7 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "session"):
             return
         self.session.start(self.now)
-        self.drain()
+        self.renew(9, 1.0, False)
         for direction in list(self.open):
             self.broken(direction)
         for _ in range(20):

@@ -12,6 +12,7 @@ from netagent.agent import Agent
 from netagent.errors import ConfigError
 from netagent.model import Route, VxlanAttrs
 from netagent.store import schema
+from netagent.store.base import Put
 from netagent.store.memory import MemoryCluster, MemoryStore
 from tests.unit.test_agent import PREFIX, host, put_config, running, until
 
@@ -160,6 +161,21 @@ async def test_a_boot_without_etcd_forwards_from_the_snapshot(tmp_path: Path) ->
         assert (status.etcd.source, status.etcd.connected, status.verdict.state) == ("snapshot", False, "degraded")
         assert status.lease.v4 == subnet
         assert routed(agent, "10.5.200.0/24")
+
+
+async def test_a_reservation_that_nobody_has_claimed_is_no_peer(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    await put_config(cluster, VXLAN)
+    key, owner = "10.5.200.0-24", schema.Owner("h9")
+    puts = (Put(KEYS.subnet(key), schema.lease_value(None, None)), Put(KEYS.owner(key), schema.owner_value(owner)))
+    async with running(tmp_path, cluster) as agent:
+        await ready(agent)
+        await MemoryStore(cluster).txn((), puts)
+        await until(lambda: key in agent.cluster.leases, "the reservation is known")
+        await agent.reconciler.settled()
+        assert agent.status().peers.total == 0
+        assert not [finding for finding in agent.status().findings if key in finding.subject]
+        assert agent.status().verdict.state == "healthy"
 
 
 async def test_status_tells_an_outage_and_its_end(tmp_path: Path) -> None:

@@ -351,3 +351,20 @@ def test_nothing_is_kept_of_a_peer_that_has_graceful_restart_for_no_family() -> 
     cluster.network.run(1)
     assert cluster.known(1) == {1}
     assert not speaker.peers["2"].awaited
+
+
+def test_routes_are_not_kept_for_a_peer_of_another_as() -> None:
+    """Any AS may come; but who comes back with another one is not who went."""
+    cluster = Cluster()
+    speaker = cluster.speaker(1)
+    cluster.peer(1, 2, None)
+    restart = GracefulRestart(120, False, ((V4, True),))
+    probe = Probe(cluster, 2, 65002, peer=1, families=(V4,), graceful_restart=restart)
+    for asn, known in ((65002, {1, 7, -1}), (65003, {1})):
+        probe.send(encode_announcement(V4, FROM_2, [prefix(7)], as4=True))
+        cluster.network.remove("2")
+        cluster.network.run(5)
+        assert cluster.known(1) == {1, 7, -1}
+        probe = Probe(cluster, 2, asn, peer=1, families=(V4,), graceful_restart=restart)
+        assert cluster.known(1) == known
+    assert not speaker.peers["2"].awaited

@@ -97,7 +97,9 @@ def test_every_command_teaches_by_examples_that_can_be_typed(capsys: pytest.Capt
             assert build_parser({words[0]}).parse_args(words).command == node.path[0]
         with pytest.raises(SystemExit):
             build_parser({node.path[0]}).parse_args([*node.path, "--help"])
-        assert f"Examples:\n  {node.examples[0][0]}" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert f"Examples:\n  {node.examples[0][0]}" in shown
+        assert "Exit code" in " ".join(shown.split())
     assert set(examples.EXAMPLES) == {" ".join(node.path) for node in read().walk() if node.path}
 
 

@@ -116,6 +116,16 @@ def test_an_agent_that_only_root_may_ask(run: Run, monkeypatch: pytest.MonkeyPat
     assert "Run it as root; socket_group in netagent.toml lets a group ask" in run("status")[2]
 
 
+def test_a_socket_that_cannot_be_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run("peers", "--socket", str(tmp_path / "file" / "netagent.sock"))
+    assert code == 2
+    assert "no agent answers. Correct --run-dir or --socket: Not a directory" in err
+    code, _, err = run("peers", "--socket", "/" + "x" * 200)
+    assert code == 2
+    assert "path too long. Give a shorter --run-dir or --socket" in err
+
+
 # ------------------------------------------------------------------------------------------- wrong words
 
 
@@ -137,9 +147,13 @@ def test_a_command_without_its_word_shows_the_help(words: tuple[str, ...], run: 
     [
         (("stats",), "netagent: error: there is no command 'stats'; did you mean status?"),
         (("lease", "lst"), "netagent lease: error: there is no command 'lst'; did you mean list?"),
-        (("status", "--jsn"), "netagent status: error: there is no option --jsn; did you mean --json?"),
-        (("run", "--etcd-endpoint=http://x"), "netagent run: error: there is no option --etcd-endpoint; did you"),
+        (("status", "--jsn"), "netagent status: error: there is no option --jsn here; did you mean --json?"),
+        (("run", "--etcd-endpoint=http://x"), "netagent run: error: there is no option --etcd-endpoint here; did"),
         (("--json", "status"), "netagent: error: there is no option --json here; options stand after the command"),
+        (
+            ("lab", "exec", "h1", "ip", "-br", "addr"),
+            "there is no option -br here; where it is CMD's, write -- before CMD",
+        ),
         (("version", "7"), "netagent version: error: one word too many: 7"),
         (("peers", "--state", "upp"), "argument --state: 'upp' is none of up, unknown, down, pending, unreachable"),
         (("objects", "--state", "x"), "argument --state: 'x' is none of installed, pending, failing"),

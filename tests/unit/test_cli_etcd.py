@@ -127,6 +127,36 @@ def test_init_replaces_garbage_only_with_force(run: Run, etcd: MemoryCluster) ->
     assert run("init", "--network", "10.5.0.0/16", "--force")[0] == 0
 
 
+def test_init_from_a_file(run: Run, etcd: MemoryCluster, tmp_path: Path) -> None:
+    file = tmp_path / "net.json"
+    file.write_text('{"Network": "10.5.0.0/16", "Backend": {"Type": "bgp", "Nodes": [{"Match": "*", "AS": 65001}]}}')
+    assert run("init", "--file", str(file))[0] == 0
+    assert config(etcd)["Backend"]["Nodes"] == [{"Match": "*", "AS": 65001}]
+    file.write_text(json.dumps(json.loads(run("config", "show", "--json")[1])["config"]))
+    assert "already holds this configuration" in run("init", "--file", str(file))[1]
+    for words in (("--network", "10.5.0.0/16"), ("--backend", "vxlan"), ("--option", "VNI=7")):
+        code, _, err = run("init", "--file", str(file), *words)
+        assert code == 2
+        assert f"--file has all of it, and {words[0]} is given too" in err
+    file.write_text('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}')
+    code, _, err = run("init", "--file", str(file), "--force")
+    assert code == 2
+    assert f"{file}: Backend.VNI: 'x' is not a whole number" in err
+    assert run("init", "--file", str(tmp_path / "absent"))[0] == 2
+
+
+def test_init_takes_no_backend_away_unasked(run: Run, etcd: MemoryCluster) -> None:
+    """Who adds IPv6 and forgets --backend does not mean that all hosts shall leave host-gw."""
+    run("init", "--network", "10.5.0.0/16", "--backend", "host-gw")
+    both = ("init", "--network", "10.5.0.0/16", "--network-v6", "fc00:5::/48", "--force")
+    code, out, err = run(*both)
+    assert (code, out) == (2, "")
+    assert "the network's backend is host-gw, and none was named. Nothing was written; add --backend host-gw" in err
+    assert run(*both, "--backend", "host-gw")[0] == 0
+    assert run("init", "--network", "10.5.0.0/16", "--backend", "vxlan", "--force")[0] == 0
+    assert run(*both)[0] == 0
+
+
 def test_init_dry_run_writes_nothing(run: Run, etcd: MemoryCluster) -> None:
     code, out, _ = run("init", "--network", "10.5.0.0/16", "--dry-run")
     assert (code, json.loads(out)) == (0, {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}})
@@ -190,13 +220,15 @@ def test_lease_list(run: Run, etcd: MemoryCluster) -> None:
     lease(etcd, "10.5.10.0-24", "h1", alive=True)
     lease(etcd, "10.5.9.0-24", "", "192.168.50.12")
     put(etcd, KEYS.subnet("10.5.11.0-24"), b'{"PublicIP":"192.168.50.13"}')
+    put(etcd, KEYS.subnet("10.5.12.0-24"), b'{"PublicIP":"192.168.50.14"}', etcd.grant(86400).id)
     put(etcd, KEYS.subnet("junk"), b"")
     code, out, _ = run("lease", "list")
     assert code == 0
-    assert [line.split() for line in out.splitlines()[1:4]] == [
+    assert [line.split() for line in out.splitlines()[1:5]] == [
         ["10.5.9.0/24", "-", "192.168.50.12", "vxlan", "lease", "unknown"],
         ["10.5.10.0/24", "h1", "192.168.50.11", "vxlan", "lease", "up"],
         ["10.5.11.0/24", "-", "192.168.50.13", "-", "reservation", "unknown"],
+        ["10.5.12.0/24", "-", "192.168.50.14", "udp", "lease", "unknown"],
     ]
     assert "etcdctl del '/coreos.com/network/subnets/junk'" in out
     code, out, _ = run("lease", "list", "--json", "--ttl")
@@ -204,6 +236,7 @@ def test_lease_list(run: Run, etcd: MemoryCluster) -> None:
         ("10.5.9.0-24", 86400, False),
         ("10.5.10.0-24", 86400, False),
         ("10.5.11.0-24", None, True),
+        ("10.5.12.0-24", 86400, False),
     ]
 
 
