@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,15 +164,16 @@ async def _tell(agent: Agent, notifier: Notifier) -> None:
 
 async def _explain(agent: Agent) -> None:
     """Log what a start that takes its time waits for: once, and again when that is something else. Never ends."""
-    said: tuple[str, ...] = ()
+    said = ""
     while not agent.first_pass.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXPLAIN_EVERY):
                 await agent.first_pass.wait()
-        blockers = agent.status().verdict.blockers
-        if blockers and blockers != said:
-            said = blockers
-            log.warning("not ready: %s", "; ".join(blockers))
+        blockers = "; ".join(agent.status().verdict.blockers)
+        timeless = re.sub(r"[0-9.]+ s\b", "", blockers)  # how long each endpoint was waited for is no news
+        if blockers and timeless != said:
+            said = timeless
+            log.warning("not ready: %s", blockers)
     await asyncio.Event().wait()
 
 

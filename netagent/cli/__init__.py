@@ -5,9 +5,10 @@ Convention for a command module `netagent/cli/<name>.py`:
     def configure(parser: argparse.ArgumentParser) -> None     adds its arguments, imports nothing heavy
     def run(args: argparse.Namespace) -> int                   does it; the exit code
 
-A module may also have `DESCRIPTION`, the paragraph under `netagent <name> --help` and in the man page. `run`
-raises NetagentError for what an operator can put right (printed without a traceback, exit code from the error) and
-prints with `print`. Imports of grpc, aiohttp, rich or asyncio belong into `run`, not at the top of the module:
+A module may also have `DESCRIPTION`, the paragraph under `netagent <name> --help` and in the man page; how it is
+typed, and exit codes of its own, are in examples.py. `run` raises NetagentError for what an operator can put right
+(printed without a traceback, exit code from the error) and prints with `print`. Imports of grpc, aiohttp, rich or
+asyncio belong into `run`, not at the top of the module:
 `netagent --help` and completion must stay as fast as argparse is.
 """
 

@@ -38,16 +38,19 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
 
     settings = config.load(args)
-    if not (args.yes or args.dry_run):
-        _ask(settings.node_name)
     if args.dry_run:
         return _foretell(settings, purge=args.purge)
-    return asyncio.run(_clean(settings, purge=args.purge))
+    if not (args.yes or sys.stdin.isatty()):
+        raise UsageError("this ends the network of every container here", remedy="Give --yes if that is meant")
+    from netagent import app
+
+    with app.alone(settings.state_dir):  # before the question: an agent that runs is no matter of yes or no
+        if not args.yes:
+            _ask(settings.node_name)
+        return asyncio.run(_clean(settings, purge=args.purge))
 
 
 def _ask(node: str) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError("this ends the network of every container here", remedy="Give --yes if that is meant")
     try:
         answer = input(f"Containers on {node} lose their network. Remove everything of netagent's? [y/N] ")
     except EOFError:
@@ -58,29 +61,27 @@ def _ask(node: str) -> None:
 
 
 async def _clean(settings: Settings, *, purge: bool) -> int:
-    """Everything of ours; exit code 1 if something stayed."""
-    from netagent import app
+    """Everything of ours, under the lock of the state directory; exit code 1 if something stayed."""
     from netagent.kernel.host import open_host
     from netagent.model import KINDS
     from netagent.reconcile import Reconciler
     from netagent.registry import Registry
     from netagent.status import describe
 
-    with app.alone(settings.state_dir):
-        host = open_host(settings)
-        try:
-            for backend in Registry().values():
-                await backend.dismantle(settings.run_dir)
-            there = host.dump(KINDS)
-            failures = await Reconciler(host).withdraw_all()
-        finally:
-            host.close()
-        for failure in failures:
-            print(f"cannot remove {describe(failure.op.object)}: {failure.message}", file=sys.stderr)
-        print(f"removed {len(there) - len(failures)} kernel objects")
-        for path in _files(settings, purge=purge):
-            path.unlink(missing_ok=True)
-            print(f"removed {path}")
+    host = open_host(settings)
+    try:
+        for backend in Registry().values():
+            await backend.dismantle(settings.run_dir)
+        there = host.dump(KINDS)
+        failures = await Reconciler(host).withdraw_all()
+    finally:
+        host.close()
+    for failure in failures:
+        print(f"cannot remove {describe(failure.op.object)}: {failure.message}", file=sys.stderr)
+    print(f"removed {len(there) - len(failures)} kernel objects")
+    for path in _files(settings, purge=purge):
+        path.unlink(missing_ok=True)
+        print(f"removed {path}")
     return 1 if failures else 0
 
 

@@ -40,7 +40,9 @@ async def test_what_a_start_waits_for_is_said_once_for_each_reason(
 ) -> None:
     monkeypatch.setattr(app, "EXPLAIN_EVERY", 0)
     caplog.set_level(logging.INFO)
-    agent = Starting(NO_ETCD, NO_ETCD, NO_ETCD, NO_NETWORK, NO_NETWORK, HEALTHY)
+    slower = altered(NO_ETCD, etcd={"error": "http://192.168.50.2:2379: no answer within 1.9 s"})
+    slow = altered(NO_ETCD, etcd={"error": "http://192.168.50.2:2379: no answer within 2 s"})
+    agent = Starting(NO_ETCD, NO_ETCD, slow, slower, slow, NO_NETWORK, NO_NETWORK, HEALTHY)
     task = asyncio.create_task(app._explain(agent))  # type: ignore[arg-type]
     async with asyncio.timeout(10):
         await agent.first_pass.wait()
@@ -49,6 +51,8 @@ async def test_what_a_start_waits_for_is_said_once_for_each_reason(
         await task
     assert [record.getMessage() for record in caplog.records] == [
         "not ready: etcd has not answered yet (http://192.168.50.2:2379: connection refused), and there is no "
+        "snapshot of an earlier run",
+        "not ready: etcd has not answered yet (http://192.168.50.2:2379: no answer within 2 s), and there is no "
         "snapshot of an earlier run",
         "not ready: no network configuration under /coreos.com/network/config (write one with `netagent init`)",
     ]

@@ -82,6 +82,18 @@ def test_an_agent_that_runs_is_told_of_and_left_alone(state: Path, capsys: pytes
     assert printed.err == "an agent runs here: stop it before cleanup (`systemctl stop netagent`)\n"
 
 
+def test_nobody_is_asked_while_an_agent_runs(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _prompt: pytest.fail("asks"))
+    state.mkdir()
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["cleanup"]) == 2
+    assert "another agent is running with this state directory. Stop it first" in capsys.readouterr().err
+
+
 def test_nothing_is_made(state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Host, "dump", lambda *_: [])
     assert main(["cleanup", "--dry-run"]) == 0
