@@ -8,7 +8,7 @@ From the ground up, each part usable without those above it:
 - `bgp.decision`, `bgp.rib`, `bgp.policy`, `bgp.export`, `bgp.adj_rib_out`, `bgp.advertising`: tables, the choice of
   routes, reflection, update groups.
 - `bgp.peer`, `bgp.peers`, `bgp.ranges`: what is configured, one by one and as a list, and peers by prefix.
-- `bgp.speaker`: all of it joined, with graceful restart (`bgp.stale`, `bgp.deferral`). Begin reading there.
+- `bgp.speaker`: all of it joined, with graceful restart (`bgp.stale`, `bgp.deferral`) and `bgp.limits`. Begin there.
 - `bgp.views`, `bgp.metrics`, `bgp.recorder`: what an operator wants to see of it.
 - `bgp.aio`: the driver, on asyncio and Linux sockets, with TCP MD5 and GTSM.
 - `bgp.daemon`: `python -m bgp run`, its configuration, control socket and commands.

@@ -86,6 +86,8 @@ class Stale:
         """End-of-RIB has come."""
         if family not in peer.refreshing:
             self._sweep(peer, family)
+        if not any(rib.stale(peer.source) for rib in self._ribs.values()):
+            peer.restart_ends = None
 
     def forget(self, peer: Peer) -> None:
         """All its routes, at once."""

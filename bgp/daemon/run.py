@@ -106,7 +106,7 @@ class Daemon:
                 raise ConfigError(
                     f"{self.path}: speaker.{name} or speaker.port is read at start only; restart the daemon"
                 )
-        now = self.driver.now()
+        now = asyncio.get_running_loop().time()  # the driver may not run yet
         try:
             self.speaker.set_config(after.speaker, now)
         except LocalError as error:
@@ -206,7 +206,7 @@ class Daemon:
 
     def _answer(self, request: dict[str, Any]) -> Iterator[Any]:
         """The items of an answer. Raises BgpError."""
-        now = self.driver.now()
+        now = asyncio.get_running_loop().time()
         name = _text(request, "peer")
         match request.get("command"):
             case "summary":
@@ -238,7 +238,7 @@ class Daemon:
                 raise LocalError(f"there is no command {command!r}")
 
     def _act(self, command: str, name: str, text: str) -> None:
-        now = self.driver.now()
+        now = asyncio.get_running_loop().time()
         if command == "shutdown-peer":
             self.speaker.stop_peer(name, now, text)
         elif command == "start-peer":

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,33 @@ async def test_a_reload_changes_what_changed_and_no_more(pair: tuple[Daemon, Dae
         lambda: [item["flaps"] for item in two.ask("peers")] == [1] and two.established(), timeout=PATIENCE
     )
     assert "other configuration change" in two.told("log", "n1")
+
+
+async def test_another_password_on_one_side_and_then_on_the_other_costs_no_route(pair: tuple[Daemon, Daemon]) -> None:
+    one, two = pair
+
+    def configure(daemon: Daemon, other: int, password: str) -> None:
+        here = f'{local(daemon.number)}\npassword = "{password}"'
+        daemon.configure(announce(f"10.{daemon.number}.0.0/24") + peer(other, here))
+
+    configure(one, 2, "old")
+    configure(two, 1, "old")
+    one.start()
+    two.start()
+    both = {"10.1.0.0/24", "10.2.0.0/24"}
+    await eventually(lambda: one.prefixes() == two.prefixes() == both, timeout=PATIENCE)
+
+    def kept(when: Callable[[], bool]) -> bool:
+        assert one.prefixes() == two.prefixes() == both
+        return when()
+
+    configure(one, 2, "new")
+    one.told("reload")
+    await eventually(lambda: kept(lambda: two.flaps() == [1] and not one.established()), timeout=PATIENCE)
+    configure(two, 1, "new")
+    two.told("reload")
+    await eventually(lambda: kept(lambda: one.established() and two.established()), timeout=PATIENCE)
+    assert one.flaps() == two.flaps() == [1]
 
 
 async def test_it_says_goodbye_when_it_is_ended(pair: tuple[Daemon, Daemon]) -> None:

@@ -29,6 +29,7 @@ from bgp.message import (
 from bgp.peer import PeerConfig
 from bgp.ranges import PeerRange
 from bgp.speaker import PrefixLimit, Speaker
+from tests.unit.test_bgp_operating import Ranged, clients
 from tests.unit.test_bgp_speaker import V4, V6, Cluster, Probe, address, prefix, prefix6
 
 FROM_2 = Attributes(0, AsPath.sequence(65002), address(2))
@@ -368,3 +369,75 @@ def test_routes_are_not_kept_for_a_peer_of_another_as() -> None:
         probe = Probe(cluster, 2, asn, peer=1, families=(V4,), graceful_restart=restart)
         assert cluster.known(1) == known
     assert not speaker.peers["2"].awaited
+
+
+# ------------------------------------------------------------------------------ a reload while a peer is restarting
+
+
+def restarting_pair() -> Cluster:
+    """2 has gone without a word; 1 keeps its routes."""
+    cluster = Cluster()
+    for number in (1, 2):
+        cluster.speaker(number)
+    cluster.mesh((1, 2))
+    cluster.everywhere(10, (1, 2))
+    cluster.network.run(20)
+    cluster.crash(2)
+    cluster.network.run(5)
+    assert cluster.known(1) == {1, 2}
+    return cluster
+
+
+def test_other_settings_for_a_peer_that_restarts_keep_its_routes() -> None:
+    cluster = restarting_pair()
+    ours = cluster.speakers[1]
+    ours.set_peers([changed(ours.peers["2"].config, hold_time=30, password=b"x")], cluster.network.now)
+    cluster.network.run(5)
+    assert cluster.known(1) == {1, 2}
+    cluster.speaker(2, restarting=["1"], deferral=60)
+    cluster.peer(2, 1)
+
+    def complete() -> bool:
+        assert cluster.known(1) == {1, 2}
+        return ours.peers["2"].complete
+
+    assert cluster.network.run(60, complete)
+    assert not ours.peers["2"].awaited
+
+
+def test_a_peer_that_restarts_and_is_taken_away_is_gone_at_once() -> None:
+    cluster = restarting_pair()
+    ours = cluster.speakers[1]
+    ours.set_peers([], cluster.network.now)
+    cluster.until(0.1, {1: {1}})
+    cluster.network.run(300)
+    assert not ours._timers
+
+
+def test_a_peer_that_restarts_and_is_shut_down_meanwhile_is_not_waited_for() -> None:
+    cluster = restarting_pair()
+    ours = cluster.speakers[1]
+    ours.set_peers([replace(ours.peers["2"].config, shutdown="no more")], cluster.network.now)
+    cluster.until(0.1, {1: {1}})
+    assert not ours.peers["2"].awaited
+
+
+def test_other_settings_for_a_range_keep_its_members_and_their_routes() -> None:
+    cluster = Ranged()
+    within = clients()
+    cluster.accepting(within)
+    for number in (2, 3):
+        cluster.client(number)
+    cluster.everywhere(10, (1, 2, 3))
+    cluster.network.run(20)
+    ours = cluster.speakers[1]
+    other = replace(within, template=replace(within.template, hold_time=30))
+    ours.set_peers([], cluster.network.now, [other])
+
+    def complete() -> bool:
+        assert all(cluster.known(number) == {1, 2, 3} for number in (1, 2, 3))
+        return len(cluster.events(1, Established)) == 4 and all(peer.complete for peer in ours.peers.values())
+
+    assert cluster.network.run(60, complete)
+    assert ours.peers.keys() == {"192.0.2.2", "192.0.2.3"}
+    assert all(peer.config.hold_time == 30 and peer.within is other for peer in ours.peers.values())
