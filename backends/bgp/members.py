@@ -8,12 +8,14 @@ the one that the options ask for (see roles.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from backends.bgp.options import BgpOptions
-from netagent.model import Family, Lease, NodeRecord
+from bgp.message.nlri import is_host, parse_address
+from netagent.model import Family, Finding, Lease, NodeRecord
 
 BACKEND = "bgp"
 AS_ATTRIBUTE = "bgp.as"
@@ -93,17 +95,48 @@ def members(
         asn = _asn_in(record)
         if name == own or name in found or not asn:
             continue
+        addresses = [address for address in record.addresses if _is_host(address)]
         found[name] = Member(
             name=name,
             id=record.id,
             asn=asn,
             role=role_in(record),
             via=via_in(record),
-            v4=next((a for a in record.addresses if ":" not in a), None),
-            v6=next((a for a in record.addresses if ":" in a), None),
+            v4=next((a for a in addresses if ":" not in a), None),
+            v6=next((a for a in addresses if ":" in a), None),
             labels=record.labels,
         )
     return found
+
+
+def doubts(own: str, records: Mapping[str, NodeRecord]) -> Iterator[Finding]:
+    """What other nodes' records say that cannot be, and is passed over."""
+    for name, record in records.items():
+        if name == own or AS_ATTRIBUTE not in record.attributes:
+            continue
+        said = record.attributes[AS_ATTRIBUTE]
+        if said and not _asn_in(record):
+            yield _doubt(name, AS_ATTRIBUTE, said, "no AS number")
+        for address in record.addresses:
+            if said and not _is_host(address):
+                yield _doubt(name, "addresses", address, "no address of a host")
+
+
+def _doubt(name: str, key: str, value: str, problem: str) -> Finding:
+    return Finding(
+        code="bgp-node-record",
+        subject=name,
+        message=f"{key} in the record of node {name} is {value[:80]!r}, {problem}: it is passed over",
+        remedy=f"restart the agent of {name}, which writes its record anew, or delete the record if the node is gone",
+    )
+
+
+@functools.lru_cache(maxsize=16384)
+def _is_host(address: str) -> bool:
+    try:
+        return is_host(parse_address(address))
+    except ValueError:
+        return False
 
 
 def _asn_in(record: NodeRecord | None) -> int:

@@ -13,6 +13,7 @@ from bgp.peer import Peer
 from bgp.silence import why_down
 from bgp.speaker import PrefixLimit, Speaker
 from bgp.transport import Dropped
+from netagent.contract import Context
 from netagent.model import Finding, Lease, Route
 
 # A router that does not come up for so long is a finding (seconds).
@@ -121,6 +122,30 @@ def peer_states(
         state = "pending" if young(name) else "unreachable"
         found[lease.key] = {"state": state, "reason": f"no route to {lacking[0]}: {reason}", "session": session}
     return found
+
+
+def no_address(context: Context) -> Finding:
+    """Nothing can be said by BGP."""
+    families = " or ".join(f"IPv{family}" for family in context.network.families)
+    return Finding(
+        code="bgp-no-address",
+        subject=context.node.uplink,
+        severity="error",
+        message=f"no BGP: this node has no {families} address, which the network's sessions need",
+        evidence=f"interface {context.node.uplink}",
+        remedy="give the interface an address, or choose another with --iface; it is taken up by itself",
+    )
+
+
+def not_in_force(fault: str) -> Finding:
+    """A mistake of ours, or a value that nobody thought of: it must not end the sessions."""
+    return Finding(
+        code="bgp-not-in-force",
+        subject="bgp",
+        severity="error",
+        message=f"what has changed last is not in force, BGP goes on as before: {fault}",
+        remedy="take the last change of the network's configuration back, and report this with the agent's log",
+    )
 
 
 def findings(
