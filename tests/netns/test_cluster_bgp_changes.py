@@ -1,0 +1,52 @@
+"""A running cluster whose BGP settings change, or whose hosts do: packets flow on, and what is wrong is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netagent.lab.lab import Lab
+from tests.netns.test_cluster_bgp import all_play, service
+
+pytestmark = [pytest.mark.netns, pytest.mark.etcd]
+
+
+async def renewed(lab: Lab, flaps: int, **settings: Any) -> None:
+    """Until every session has been begun anew so often, and has what was agreed on."""
+
+    async def look() -> str:
+        for node in lab.nodes.values():
+            for view in json.loads((await node.exec("netagent", "bgp", "peers", "--json")).out):
+                found = {name: view.get(name) for name in settings}
+                if view["state"] != "established" or view["flaps"] < flaps or found != settings:
+                    return f"{node.name}: {view}"
+        return ""
+
+    await lab.until(look, "every session stands anew", 40)
+
+
+@pytest.mark.parametrize("ways", ["mesh", pytest.param("reflectors", marks=pytest.mark.slow)])
+async def test_hold_time_port_and_password_change_without_a_lost_packet(tmp_path: Path, ways: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    base: dict[str, Any] = {"Type": "bgp", "PasswordFile": str(secret)}
+    if ways == "reflectors":
+        base |= {"Mesh": False, "Reflectors": ["h1", "h2"]}
+    async with Lab(nodes=4, backend=base) as lab:
+        await lab.ready(backend="bgp")
+        await renewed(lab, 0, hold_time=90)
+        async with lab.flow() as flow:
+            await lab.set_backend({**base, "HoldTime": 30})
+            await renewed(lab, 1, hold_time=30)
+            await lab.set_backend({**base, "HoldTime": 30, "Port": 1179})
+            await renewed(lab, 2)
+            secret.write_text("tell\n")
+            await renewed(lab, 3)
+            await lab.set_backend({key: value for key, value in base.items() if key != "PasswordFile"})
+            await renewed(lab, 4, hold_time=90)
+        assert flow.sent > 500
+        assert flow.lost == 0, flow
+        assert (await lab["h1"].status()).verdict.state == "healthy"
