@@ -1,4 +1,4 @@
-"""A speaker that changes hold time, port and password of a session without losing a route by it.
+"""A speaker that changes a peer's AS number, hold time, port and password without losing a route by it.
 
 Rule: what an OPEN or a connection has said cannot change under a session that stands. Where the peer restarts
 gracefully (RFC 4724) the session ends as if the connection were lost, and both sides use each other's routes until it
@@ -15,7 +15,7 @@ from bgp.peer import Peer, PeerConfig, session_settings
 from bgp.ranges import PeerRange
 from bgp.speaker import Speaker
 
-_ANEW = ("hold_time", "passive", "transport")
+_ANEW = ("asn", "hold_time", "passive", "transport")
 """What can change so: the peer is the same one, and its routes are."""
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from netagent.lab.lab import Lab
-from tests.netns.test_cluster_bgp import all_play, service
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd]
 
@@ -50,3 +49,27 @@ async def test_hold_time_port_and_password_change_without_a_lost_packet(tmp_path
         assert flow.sent > 500
         assert flow.lost == 0, flow
         assert (await lab["h1"].status()).verdict.state == "healthy"
+
+
+async def test_the_as_number_of_all_and_of_one_changes_without_a_lost_packet() -> None:
+    async with Lab(nodes=3, backend="bgp") as lab:
+        await lab.ready(backend="bgp")
+
+        async def speaks(numbers: dict[str, int]) -> None:
+            async def look() -> str:
+                for node in lab.nodes.values():
+                    views = json.loads((await node.exec("netagent", "bgp", "peers", "--json")).out)
+                    found = {view["name"]: view["asn"] for view in views if view["state"] == "established"}
+                    if found != {name: number for name, number in numbers.items() if name != node.name}:
+                        return f"{node.name}: {found}"
+                return ""
+
+            await lab.until(look, "everybody has the number", 40)
+
+        async with lab.flow() as flow:
+            await lab.set_backend({"Type": "bgp", "AS": 65001})
+            await speaks({"h1": 65001, "h2": 65001, "h3": 65001})
+            await lab.set_backend({"Type": "bgp", "AS": 65001, "Nodes": [{"Match": "h2", "AS": 65002}]})
+            await speaks({"h1": 65001, "h2": 65002, "h3": 65001})
+        assert flow.sent > 500
+        assert flow.lost == 0, flow
