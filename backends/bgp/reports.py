@@ -137,6 +137,28 @@ def no_address(context: Context) -> Finding:
     )
 
 
+def deserted(peering: Peering, speaker: Speaker | None, now: float) -> list[Finding]:
+    """A client none of whose reflectors has been there for a while: it hears of no change, whoever is alive."""
+    known = [peer for name in sorted(peering.nodes) if speaker is not None and (peer := speaker.peers.get(name))]
+    if not known or any(established(peer) or now - peer.since < LONG_DOWN for peer in known):
+        return []
+    left = max(max([peer.restart_ends or 0.0, *peer.long_lived.values()]) for peer in known) - now
+    kept = (
+        f"its routes are kept for {left:.0f} s at most" if left > 0 else "the routes that it had from them are gone"
+    )
+    return [
+        Finding(
+            code="bgp-reflectors-down",
+            subject=known[0].name,
+            severity="error",
+            message=f"no BGP session with any route reflector ({_some([peer.name for peer in known])}) for "
+            f"{now - max(peer.since for peer in known):.0f} s: this node hears of no change, and {kept}",
+            evidence="; ".join(f"{peer.name}: {_why_down(speaker, peer)}" for peer in known[:SHOWN]),
+            remedy="start an agent of theirs, or name others as Reflectors; LongLivedTime keeps routes longer",
+        )
+    ]
+
+
 def not_in_force(fault: str) -> Finding:
     """A mistake of ours, or a value that nobody thought of: it must not end the sessions."""
     return Finding(

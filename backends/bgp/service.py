@@ -26,7 +26,16 @@ from backends.bgp.part import Part
 from backends.bgp.planner import BFD_SOCKET, tunnelled
 from backends.bgp.publishing import Publisher
 from backends.bgp.renewing import Renewing
-from backends.bgp.reports import Problem, established, findings, no_address, not_in_force, peer_states, summary
+from backends.bgp.reports import (
+    Problem,
+    deserted,
+    established,
+    findings,
+    no_address,
+    not_in_force,
+    peer_states,
+    summary,
+)
 from backends.bgp.roles import Seen
 from backends.bgp.secrets import Secrets
 from backends.bgp.sessions import Peering
@@ -497,6 +506,8 @@ class BgpService:
         now = asyncio.get_running_loop().time()
         found = findings(self._peering, self._limits, self._problem, self.speaker, now)
         found += self._doubts
+        if self._part.role == roles.CLIENT:
+            found += deserted(self._peering, self.speaker, now)
         if self._homeless and self._context is not None:
             found.append(no_address(self._context))
         if self._fault:

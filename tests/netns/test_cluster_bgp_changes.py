@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from netagent.lab.lab import Lab
+from tests.netns.test_cluster_bgp import all_play
+from tests.netns.test_cluster_etcd import until_status
 
 pytestmark = [pytest.mark.netns, pytest.mark.etcd]
 
@@ -72,4 +74,27 @@ async def test_the_as_number_of_all_and_of_one_changes_without_a_lost_packet() -
             await lab.set_backend({"Type": "bgp", "AS": 65001, "Nodes": [{"Match": "h2", "AS": 65002}]})
             await speaks({"h1": 65001, "h2": 65002, "h3": 65001})
         assert flow.sent > 500
+        assert flow.lost == 0, flow
+
+
+@pytest.mark.slow
+async def test_all_reflectors_go_and_return() -> None:
+    backend = {"Type": "bgp", "Mesh": False, "Reflectors": ["h1", "h2"]}
+    async with Lab(nodes=4, backend=backend) as lab:
+        await lab.ready(backend="bgp")
+        await all_play(lab, {"h3": ("client", 2), "h4": ("client", 2)})
+        async with lab.flow() as flow:
+            await lab["h1"].kill_agent()
+            await lab["h2"].kill_agent()
+            status = await until_status(
+                lab, "h3", "it is told", lambda s: "bgp-reflectors-down" in {f.code for f in s.findings}
+            )
+            (finding,) = [f for f in status.findings if f.code == "bgp-reflectors-down"]
+            assert "(h1, h2)" in finding.message
+            assert "its routes are kept for" in finding.message
+            assert status.verdict.state == "degraded"
+            await lab["h1"].start_agent()
+            await lab["h2"].start_agent()
+            await until_status(lab, "h3", "all is well", lambda s: not s.findings)
+            await all_play(lab, {"h3": ("client", 2), "h4": ("client", 2)})
         assert flow.lost == 0, flow
