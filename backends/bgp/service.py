@@ -23,7 +23,7 @@ from backends.bgp import members, roles, sessions, show
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own
 from backends.bgp.part import Part
-from backends.bgp.planner import BFD_SOCKET, tunnelled
+from backends.bgp.planner import BFD_SOCKET, STATE, tunnelled
 from backends.bgp.publishing import Publisher
 from backends.bgp.renewing import Renewing
 from backends.bgp.reports import (
@@ -56,7 +56,6 @@ from netagent.model import Finding, Lease, NodeRecord
 
 log = logging.getLogger(__name__)
 
-STATE = "bgp.json"  # in the run directory, which a reboot empties as it empties the kernel's tables
 DEFERRAL = 15.0  # seconds that a start waits for the peers of the run before
 FIRST_TIME = 5.0  # seconds that `settled` waits for a peer that is new
 SAID_ALL = 3.0  # seconds after which a router that sends no End-of-RIB has said all that it has

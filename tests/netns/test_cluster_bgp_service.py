@@ -14,7 +14,8 @@ import pytest
 
 from backends.bgp import reports
 from backends.bgp import service as module
-from backends.bgp.service import FAREWELL, STATE
+from backends.bgp.planner import STATE
+from backends.bgp.service import FAREWELL
 from backends.bgp.ways import metric
 from bgp.silence import why_down
 from netagent.contract import STOPPING, Viewer

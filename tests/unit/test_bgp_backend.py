@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from backends.bgp import members, roles, sessions
 from backends.bgp.members import Member
 from backends.bgp.options import parse
 from backends.bgp.part import Part
-from backends.bgp.planner import Bgp
+from backends.bgp.planner import STATE, Bgp
 from backends.bgp.roles import CLIENT, EDGE, MESH, REFLECTOR, Seen, may_play, partners, target
 from backends.bgp.sessions import Secret
 from backends.vxlan import vtep_mac
@@ -104,6 +105,13 @@ def test_mtu() -> None:
     assert backend.mtu(context()) == 1500
     assert backend.mtu(context({"Encapsulation": "vxlan"})) == 1450
     assert backend.mtu(context({"Encapsulation": "vxlan-cross-subnet", "MTU": 1400}, v6=True)) == 1330
+
+
+async def test_cleanup_leaves_nothing_to_restart_from(tmp_path: Path) -> None:
+    (tmp_path / STATE).write_text("{}")
+    await Bgp().dismantle(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    await Bgp().dismantle(tmp_path / "missing")
 
 
 # ------------------------------------------------------------------------------------------------ members
