@@ -487,7 +487,7 @@ class BgpService:
         try:
             found = json.loads(self._state_file.read_bytes())["peers"]
             return {str(name) for name in found}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return set()
 
     def _remember(self) -> None:

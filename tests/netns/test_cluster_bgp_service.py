@@ -229,6 +229,24 @@ async def test_passwords_that_differ_are_a_finding(
             await host.leave()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\0", b"{", b"[]", b"7", b'{"peers": 7}', b'{"peers": [[], 7, {}]}', b"[" * 100_000],
+    ids=repr,
+)
+async def test_a_damaged_state_file_is_as_none(tmp_path: Path, block: str, content: bytes) -> None:
+    one, two = Host(tmp_path, block, 1), Host(tmp_path, block, 2)
+    (one.port.run_dir / STATE).write_bytes(content)
+    one.start(two)
+    two.start(one)
+    try:
+        await until(lambda: routed(one, two), "a route")
+        await until(lambda: json.loads((one.port.run_dir / STATE).read_bytes())["peers"] == ["h2"], "a new file")
+    finally:
+        await one.leave()
+        await two.leave()
+
+
 async def test_a_rotated_password_takes_no_route_away(
     tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
