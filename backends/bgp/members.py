@@ -1,9 +1,10 @@
 """The nodes that speak BGP in this network, from what etcd holds of them: node records and leases. Pure.
 
 Rule: a node is a member as long as its record or its lease says that it speaks BGP; one of the two is enough, so a
-lease that ended because its node cannot reach etcd takes no session away. Who is alive plays no part here. What a
-node says of itself in its record: its AS, and the role that it plays now, which while the topology changes is not yet
-the one that the options ask for (see roles.py).
+lease that ended because its node cannot reach etcd takes no session away. Who is alive plays no part here. A record
+with the id of another member, or with ours, is left from before that node had another name, and is none. What a node
+says of itself in its record: its AS, and the role that it plays now, which while the topology changes is not yet the
+one that the options ask for (see roles.py).
 """
 
 from __future__ import annotations
@@ -91,9 +92,10 @@ def members(
             subnets=tuple(subnet for subnet in (lease.v4, lease.v6) if subnet is not None),
             lease=lease.key,
         )
+    ids = {member.id for member in found.values()} | {record.id for name, record in records.items() if name == own}
     for name, record in records.items():
         asn = _asn_in(record)
-        if name == own or name in found or not asn:
+        if name == own or name in found or not asn or (record.id and record.id in ids):
             continue
         addresses = [address for address in record.addresses if _is_host(address)]
         found[name] = Member(

@@ -161,6 +161,15 @@ def test_an_as_number_that_is_none_does_not_count(asn: str) -> None:
 # ------------------------------------------------------------------------------------------------ parts
 
 
+def test_the_record_of_an_earlier_name_is_no_member() -> None:
+    records = {"h1": record("h1", 11), "was-h1": record("was-h1", 11), "h2": record("h2", 12)}
+    records["was-h2"] = record("was-h2", 12)
+    found = members.members(parse({}).value, "h1", records, [lease("h2", 12)])
+    assert found.keys() == {"h2"}
+    both = members.members(parse({}).value, "h1", records, [lease("h2", 12), lease("was-h2", 13, node_id="c" * 32)])
+    assert both.keys() == {"h2", "was-h2"}, "who holds a lease counts"
+
+
 def test_what_cannot_be_in_a_record_is_passed_over_and_told() -> None:
     bad = NodeRecord(
         name="h2",
