@@ -195,7 +195,7 @@ def findings(
         return found
     if (doubt := _signatures(speaker, now)) is not None:
         found.append(doubt)
-    for name in sorted(peering.routers - limits.keys()):
+    for name in sorted(peering.routers - {name for name, limit in limits.items() if limit.ended}):
         peer = speaker.peers.get(name)
         if peer is None or established(peer) or now - peer.since < LONG_DOWN:
             continue

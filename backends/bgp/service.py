@@ -435,8 +435,11 @@ class BgpService:
         if isinstance(news, Established):
             log.info("BGP session with %s is up", name)
             self._said.pop(name, None)
+            self._limits.pop(name, None)
         elif isinstance(news, Down):
             self._say_down(name, news)
+            if news.was is State.ESTABLISHED and (limit := self._limits.get(name)) is not None and not limit.ended:
+                del self._limits[name]
         elif isinstance(news, PrefixLimit):
             self._limits[name] = news
             log.warning("%s has sent %d prefixes, its limit is %d", name, news.prefixes, news.limit)

@@ -247,6 +247,26 @@ async def test_a_damaged_state_file_is_as_none(tmp_path: Path, block: str, conte
         await two.leave()
 
 
+async def test_a_router_near_its_limit_that_goes_down_is_told_as_down(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(reports, "LONG_DOWN", 0.1)
+    router = {"Address": f"{block}2", "AS": 64512, "Name": "tor", "MaxPrefixes": 1}
+    one = Host(tmp_path, block, 1, {"Routers": [router]})
+    two = Host(tmp_path, block, 2, {"Routers": [{"Address": f"{block}1", "AS": 64512}]})
+    one.start()
+    two.start()
+    try:
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-prefix-limit"], "it is told")
+        assert one.up
+        await two.leave()
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-router-down"], "it is down")
+    finally:
+        await one.leave()
+        await two.leave()
+
+
 async def test_a_rotated_password_takes_no_route_away(
     tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
