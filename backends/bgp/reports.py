@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from backends.bgp.members import BACKEND, Member
 from backends.bgp.part import Part
 from backends.bgp.sessions import Peering
+from backends.bgp.ways import Ways
 from bgp.aio import SetupError
 from bgp.peer import Peer
 from bgp.silence import why_down
@@ -134,6 +135,30 @@ def no_address(context: Context) -> Finding:
         message=f"no BGP: this node has no {families} address, which the network's sessions need",
         evidence=f"interface {context.node.uplink}",
         remedy="give the interface an address, or choose another with --iface; it is taken up by itself",
+    )
+
+
+def out_of_reach(ways: Ways, members: Mapping[str, Member]) -> list[Finding]:
+    """Nodes that a router lies before: without a tunnel, and without a router that speaks BGP, there is no way."""
+    families = ways.context.network.families
+    found: dict[str, str] = {}
+    for name, member in members.items():
+        addresses = [address for family in families if (address := member.address(family)) is not None]
+        if addresses and member.subnets and all(ways.to(address).hop is None for address in addresses):
+            found[name] = ways.to(addresses[0]).problem
+    names = sorted(found)
+    return (
+        [
+            Finding(
+                code="bgp-out-of-reach",
+                subject=names[0],
+                message=f"no way to {_some(names)}: a router lies between, and no tunnel is set",
+                evidence=found[names[0]],
+                remedy='set "Encapsulation": "vxlan-cross-subnet", or name the routers between as peers in Routers',
+            )
+        ]
+        if names
+        else []
     )
 
 

@@ -33,6 +33,7 @@ from backends.bgp.reports import (
     findings,
     no_address,
     not_in_force,
+    out_of_reach,
     peer_states,
     summary,
 )
@@ -77,7 +78,7 @@ class BgpService:
         self._records: Mapping[str, NodeRecord] = {}
         self._own: Own | None = None
         self._members: dict[str, Member] = {}
-        self._doubts: tuple[Finding, ...] = ()  # about records
+        self._doubts: tuple[Finding, ...] = ()  # about other nodes
         self._part = Part()
         self._secrets = Secrets()
         self._secrets_read = float("-inf")  # when
@@ -247,7 +248,6 @@ class BgpService:
                 self._report()
                 return self._next()
         self._members = members.members(options, node.name, self._records, self._leases.values())
-        self._doubts = tuple(members.doubts(node.name, self._records))
         now, before = asyncio.get_running_loop().time(), self._part.role
         self._part.update(options, node, self._records.get(node.name), self._members, self._seen(now), now)
         if before not in ("", self._part.role):
@@ -264,6 +264,9 @@ class BgpService:
         part = self._part
         self._peering = sessions.peering(context, own, part.role, part.wanted, self._members, self._secrets.known)
         self._point_ways(context)
+        assert self._ways is not None
+        far = out_of_reach(self._ways, self._members) if not (options.tunnel or own.routers) else []
+        self._doubts = (*members.doubts(node.name, self._records), *far)
         await self._have_speaker(config)
         self._listen(options, context)
         self._command(context, own)
