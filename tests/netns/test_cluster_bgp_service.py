@@ -163,6 +163,9 @@ async def test_what_can_be_asked(tmp_path: Path, block: str) -> None:
         advertised = list(one.service.view("advertised", {"peer": f"{block}2"}))
         assert [route["prefix"] for route in advertised] == ["10.5.1.0/24"]
         assert any("received" in entry for entry in one.service.view("log", {"peer": "h2"}))
+        unknown = {"prefix": "192.0.2.0/24"}
+        assert one.service.view("routes", unknown) == []
+        assert one.service.view("routes", {**unknown, "text": "1"}) == ["no route to 192.0.2.0/24"]
         for name, arguments, word in (
             ("frob", {}, "no view"),
             ("log", {}, "which peer"),
