@@ -1,19 +1,22 @@
 """The nodes that speak BGP in this network, from what etcd holds of them: node records and leases. Pure.
 
 Rule: a node is a member as long as its record or its lease says that it speaks BGP; one of the two is enough, so a
-lease that ended because its node cannot reach etcd takes no session away. Who is alive plays no part here. What a
-node says of itself in its record: its AS, and the role that it plays now, which while the topology changes is not yet
-the one that the options ask for (see roles.py).
+lease that ended because its node cannot reach etcd takes no session away. Who is alive plays no part here. A record
+with the id of another member, or with ours, is left from before that node had another name, and is none. What a node
+says of itself in its record: its AS, and the role that it plays now, which while the topology changes is not yet the
+one that the options ask for (see roles.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from backends.bgp.options import BgpOptions
-from netagent.model import Family, Lease, NodeRecord
+from bgp.message.nlri import is_host, parse_address
+from netagent.model import Family, Finding, Lease, NodeRecord
 
 BACKEND = "bgp"
 AS_ATTRIBUTE = "bgp.as"
@@ -89,21 +92,53 @@ def members(
             subnets=tuple(subnet for subnet in (lease.v4, lease.v6) if subnet is not None),
             lease=lease.key,
         )
+    ids = {member.id for member in found.values()} | {record.id for name, record in records.items() if name == own}
     for name, record in records.items():
         asn = _asn_in(record)
-        if name == own or name in found or not asn:
+        if name == own or name in found or not asn or (record.id and record.id in ids):
             continue
+        addresses = [address for address in record.addresses if _is_host(address)]
         found[name] = Member(
             name=name,
             id=record.id,
             asn=asn,
             role=role_in(record),
             via=via_in(record),
-            v4=next((a for a in record.addresses if ":" not in a), None),
-            v6=next((a for a in record.addresses if ":" in a), None),
+            v4=next((a for a in addresses if ":" not in a), None),
+            v6=next((a for a in addresses if ":" in a), None),
             labels=record.labels,
         )
     return found
+
+
+def doubts(own: str, records: Mapping[str, NodeRecord]) -> Iterator[Finding]:
+    """What other nodes' records say that cannot be, and is passed over."""
+    for name, record in records.items():
+        if name == own or AS_ATTRIBUTE not in record.attributes:
+            continue
+        said = record.attributes[AS_ATTRIBUTE]
+        if said and not _asn_in(record):
+            yield _doubt(name, AS_ATTRIBUTE, said, "no AS number")
+        for address in record.addresses:
+            if said and not _is_host(address):
+                yield _doubt(name, "addresses", address, "no address of a host")
+
+
+def _doubt(name: str, key: str, value: str, problem: str) -> Finding:
+    return Finding(
+        code="bgp-node-record",
+        subject=name,
+        message=f"{key} in the record of node {name} is {value[:80]!r}, {problem}: it is passed over",
+        remedy=f"restart the agent of {name}, which writes its record anew, or delete the record if the node is gone",
+    )
+
+
+@functools.lru_cache(maxsize=16384)
+def _is_host(address: str) -> bool:
+    try:
+        return is_host(parse_address(address))
+    except ValueError:
+        return False
 
 
 def _asn_in(record: NodeRecord | None) -> int:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from backends.bgp.service import BgpService
 
 
-BFD_SOCKET = "bgp.bfd"  # in the run directory: where BFD's process waits for the next agent
+# In the run directory, which a reboot empties as it empties the kernel's tables.
+BFD_SOCKET = "bgp.bfd"  # where BFD's process waits for the next agent
+STATE = "bgp.json"  # who had a session with us
 
 
 class Bgp:
@@ -88,10 +90,11 @@ class Bgp:
         return BgpService(port)
 
     async def dismantle(self, run_dir: Path) -> None:
-        """BFD's process outlives the agent for a while."""
+        """BFD's process outlives the agent for a while; the next agent has nothing to restart from gracefully."""
         from bfd.client import end_at
 
         await end_at(str(run_dir / BFD_SOCKET))
+        (run_dir / STATE).unlink(missing_ok=True)
 
 
 def guard(*addresses: str | None) -> tuple[NftElement, ...]:

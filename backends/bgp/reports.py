@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from backends.bgp.members import BACKEND, Member
 from backends.bgp.part import Part
 from backends.bgp.sessions import Peering
+from backends.bgp.ways import Ways
 from bgp.aio import SetupError
 from bgp.peer import Peer
 from bgp.silence import why_down
 from bgp.speaker import PrefixLimit, Speaker
 from bgp.transport import Dropped
+from netagent.contract import Context
 from netagent.model import Finding, Lease, Route
 
 # A router that does not come up for so long is a finding (seconds).
@@ -123,6 +125,76 @@ def peer_states(
     return found
 
 
+def no_address(context: Context) -> Finding:
+    """Nothing can be said by BGP."""
+    families = " or ".join(f"IPv{family}" for family in context.network.families)
+    return Finding(
+        code="bgp-no-address",
+        subject=context.node.uplink,
+        severity="error",
+        message=f"no BGP: this node has no {families} address, which the network's sessions need",
+        evidence=f"interface {context.node.uplink}",
+        remedy="give the interface an address, or choose another with --iface; it is taken up by itself",
+    )
+
+
+def out_of_reach(ways: Ways, members: Mapping[str, Member]) -> list[Finding]:
+    """Nodes that a router lies before: without a tunnel, and without a router that speaks BGP, there is no way."""
+    families = ways.context.network.families
+    found: dict[str, str] = {}
+    for name, member in members.items():
+        addresses = [address for family in families if (address := member.address(family)) is not None]
+        if addresses and member.subnets and all(ways.to(address).hop is None for address in addresses):
+            found[name] = ways.to(addresses[0]).problem
+    names = sorted(found)
+    return (
+        [
+            Finding(
+                code="bgp-out-of-reach",
+                subject=names[0],
+                message=f"no way to {_some(names)}: a router lies between, and no tunnel is set",
+                evidence=found[names[0]],
+                remedy='set "Encapsulation": "vxlan-cross-subnet", or name the routers between as peers in Routers',
+            )
+        ]
+        if names
+        else []
+    )
+
+
+def deserted(peering: Peering, speaker: Speaker | None, now: float) -> list[Finding]:
+    """A client none of whose reflectors has been there for a while: it hears of no change, whoever is alive."""
+    known = [peer for name in sorted(peering.nodes) if speaker is not None and (peer := speaker.peers.get(name))]
+    if not known or any(established(peer) or now - peer.since < LONG_DOWN for peer in known):
+        return []
+    left = max(max([peer.restart_ends or 0.0, *peer.long_lived.values()]) for peer in known) - now
+    kept = (
+        f"its routes are kept for {left:.0f} s at most" if left > 0 else "the routes that it had from them are gone"
+    )
+    return [
+        Finding(
+            code="bgp-reflectors-down",
+            subject=known[0].name,
+            severity="error",
+            message=f"no BGP session with any route reflector ({_some([peer.name for peer in known])}) for "
+            f"{now - max(peer.since for peer in known):.0f} s: this node hears of no change, and {kept}",
+            evidence="; ".join(f"{peer.name}: {_why_down(speaker, peer)}" for peer in known[:SHOWN]),
+            remedy="start an agent of theirs, or name others as Reflectors; LongLivedTime keeps routes longer",
+        )
+    ]
+
+
+def not_in_force(fault: str) -> Finding:
+    """A mistake of ours, or a value that nobody thought of: it must not end the sessions."""
+    return Finding(
+        code="bgp-not-in-force",
+        subject="bgp",
+        severity="error",
+        message=f"what has changed last is not in force, BGP goes on as before: {fault}",
+        remedy="take the last change of the network's configuration back, and report this with the agent's log",
+    )
+
+
 def findings(
     peering: Peering,
     limits: Mapping[str, PrefixLimit],
@@ -148,7 +220,7 @@ def findings(
         return found
     if (doubt := _signatures(speaker, now)) is not None:
         found.append(doubt)
-    for name in sorted(peering.routers - limits.keys()):
+    for name in sorted(peering.routers - {name for name, limit in limits.items() if limit.ended}):
         peer = speaker.peers.get(name)
         if peer is None or established(peer) or now - peer.since < LONG_DOWN:
             continue

@@ -23,11 +23,23 @@ from backends.bgp import members, roles, sessions, show
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions, Own
 from backends.bgp.part import Part
-from backends.bgp.planner import BFD_SOCKET, tunnelled
+from backends.bgp.planner import BFD_SOCKET, STATE, tunnelled
 from backends.bgp.publishing import Publisher
-from backends.bgp.reports import Problem, established, findings, peer_states, summary
+from backends.bgp.renewing import Renewing
+from backends.bgp.reports import (
+    Problem,
+    deserted,
+    established,
+    findings,
+    no_address,
+    not_in_force,
+    out_of_reach,
+    peer_states,
+    summary,
+)
 from backends.bgp.roles import Seen
-from backends.bgp.sessions import Peering, Secret
+from backends.bgp.secrets import Secrets
+from backends.bgp.sessions import Peering
 from backends.bgp.ways import Ways
 from bfd.orders import Status
 from bgp.aio import Driver, Listen, SetupError, collect_seldom, dropped
@@ -41,15 +53,14 @@ from bgp.rib import Chosen
 from bgp.speaker import News, PrefixLimit, Speaker
 from netagent import files
 from netagent.contract import STOPPING, Context, ServicePort
-from netagent.model import Lease, NodeRecord
+from netagent.model import Finding, Lease, NodeRecord
 
 log = logging.getLogger(__name__)
 
-STATE = "bgp.json"  # in the run directory, which a reboot empties as it empties the kernel's tables
 DEFERRAL = 15.0  # seconds that a start waits for the peers of the run before
 FIRST_TIME = 5.0  # seconds that `settled` waits for a peer that is new
 SAID_ALL = 3.0  # seconds after which a router that sends no End-of-RIB has said all that it has
-LOOK_AGAIN = 5.0  # seconds between two looks at files that could not be read, at routers, and at who is down
+LOOK_AGAIN = 5.0  # seconds between two looks at password files, at routers, and at who is down
 RETRY = 2.0  # seconds until an occupied port is tried again
 STOP_TIME = 2.0  # seconds that peers have to take our last words
 FAREWELL = "this node leaves BGP"
@@ -67,8 +78,10 @@ class BgpService:
         self._records: Mapping[str, NodeRecord] = {}
         self._own: Own | None = None
         self._members: dict[str, Member] = {}
+        self._doubts: tuple[Finding, ...] = ()  # about other nodes
         self._part = Part()
-        self._secrets: dict[str, Secret] = {}
+        self._secrets = Secrets()
+        self._secrets_read = float("-inf")  # when
         self._peering = Peering((), frozenset(), frozenset())
         self._since: dict[str, float] = {}  # peer -> when it became one
         self._config: SpeakerConfig | None = None
@@ -82,6 +95,8 @@ class BgpService:
         self._swept = True
         self._remembered: list[str] | None = None
         self._problem: Problem | None = None
+        self._fault = ""  # why what was told last is not in force
+        self._homeless = False  # this node has no address to speak from
         self._state = "starting"
         self._told = 0  # counts what the agent told
         self._done = -1  # up to which of these the speaker has all
@@ -186,13 +201,29 @@ class BgpService:
     async def _once(self) -> None:
         """Bring everything up to date, then wait until there is something to do."""
         self._wake.clear()
-        wait = await self._update()
+        try:
+            wait = await self._update()
+            if self._fault:
+                self._fault = ""
+                self._report()
+        except Exception as error:
+            if self._driver is None:
+                raise
+            wait = self._goes_on(error)
         async with self._progress:
             self._progress.notify_all()
         if self._told == self._done or wait is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
+
+    def _goes_on(self, error: Exception) -> float:
+        """What was told cannot be put in force: sessions and routes stay as they are. Seconds until the next try."""
+        if (fault := str(error) or type(error).__name__) != self._fault:
+            self._fault = fault
+            log.exception("BGP goes on as before: what is new cannot be put in force")
+        self._report()
+        return LOOK_AGAIN
 
     async def _leave(self, words: str | None) -> None:
         driver, self._driver = self._driver, None
@@ -208,15 +239,15 @@ class BgpService:
             return None
         told = self._told
         options: BgpOptions = context.options
-        if told == self._done and self._driver is not None and not self._trouble:
+        node = context.node
+        own = self._own = options.own(node.name, node.labels)
+        rotated = await self._read_secrets(options, own)
+        if told == self._done and self._driver is not None and self._problem is None and not rotated:
             seen = self._seen(asyncio.get_running_loop().time())
             if not self._part.moves(options, self._members, seen):
                 self._report()
                 return self._next()
-        node = context.node
-        own = self._own = options.own(node.name, node.labels)
         self._members = members.members(options, node.name, self._records, self._leases.values())
-        await self._read_secrets(options, own)
         now, before = asyncio.get_running_loop().time(), self._part.role
         self._part.update(options, node, self._records.get(node.name), self._members, self._seen(now), now)
         if before not in ("", self._part.role):
@@ -225,11 +256,17 @@ class BgpService:
             self._shared = shared
             await self._port.share(shared)
         config = sessions.speaker(context, own)
+        self._homeless = config is None
         if config is None:
-            return None
+            self._done = told
+            self._report()
+            return self._next() if self._driver is not None else None
         part = self._part
-        self._peering = sessions.peering(context, own, part.role, part.wanted, self._members, self._secrets)
+        self._peering = sessions.peering(context, own, part.role, part.wanted, self._members, self._secrets.known)
         self._point_ways(context)
+        assert self._ways is not None
+        far = out_of_reach(self._ways, self._members) if not (options.tunnel or own.routers) else []
+        self._doubts = (*members.doubts(node.name, self._records), *far)
         await self._have_speaker(config)
         self._listen(options, context)
         self._command(context, own)
@@ -253,19 +290,14 @@ class BgpService:
             return False
         return peer.complete or now - peer.since > SAID_ALL
 
-    async def _read_secrets(self, options: BgpOptions, own: Own) -> None:
+    async def _read_secrets(self, options: BgpOptions, own: Own) -> bool:
+        """Read the password files, if it is time to. Whether there is another password, or problem."""
         paths = {options.password_file, *(router.password_file for router in own.routers)} - {""}
-        self._secrets = {path: await asyncio.to_thread(_read, path) for path in sorted(paths)} if paths else {}
-
-    @property
-    def _trouble(self) -> bool:
-        """Whether something is to be tried again."""
-        return self._unread or self._problem is not None
-
-    @property
-    def _unread(self) -> bool:
-        """Whether a password could not be read: its file is looked at again."""
-        return any(secret.problem for secret in self._secrets.values())
+        now = asyncio.get_running_loop().time()
+        if paths == self._secrets.known.keys() and (not paths or now - self._secrets_read < LOOK_AGAIN):
+            return False
+        self._secrets_read = now
+        return await asyncio.to_thread(self._secrets.read, paths)
 
     async def _have_speaker(self, config: SpeakerConfig) -> None:
         """One of that configuration. What cannot change under standing sessions makes a graceful restart of ours."""
@@ -298,7 +330,7 @@ class BgpService:
     def _start(self, config: SpeakerConfig) -> None:
         loop = asyncio.get_running_loop()
         restarting = self._established_before() & {peer.name for peer in self._peering.peers}
-        speaker = Speaker(
+        speaker = Renewing(
             config,
             random.random,
             self._metric,
@@ -376,7 +408,7 @@ class BgpService:
         if self._problem is not None:
             waits.append(RETRY)
         down = self.speaker is not None and not all(map(established, self.speaker.peers.values()))
-        if self._unread or self._peering.routers or down or any(peer.bfd for peer in self._peering.peers):
+        if self._secrets.known or self._peering.routers or down or any(peer.bfd for peer in self._peering.peers):
             waits.append(LOOK_AGAIN)
         return max(min(waits), 0.01) if waits else None
 
@@ -406,8 +438,11 @@ class BgpService:
         if isinstance(news, Established):
             log.info("BGP session with %s is up", name)
             self._said.pop(name, None)
+            self._limits.pop(name, None)
         elif isinstance(news, Down):
             self._say_down(name, news)
+            if news.was is State.ESTABLISHED and (limit := self._limits.get(name)) is not None and not limit.ended:
+                del self._limits[name]
         elif isinstance(news, PrefixLimit):
             self._limits[name] = news
             log.warning("%s has sent %d prefixes, its limit is %d", name, news.prefixes, news.limit)
@@ -443,7 +478,7 @@ class BgpService:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._driver is None or self._told != self._done:
-            return FIRST_TIME if self._context is not None else 0.0
+            return FIRST_TIME if self._context is not None and not self._homeless else 0.0
         speaker = self._driver.speaker
         if speaker.deferring or speaker.pending:
             return DEFERRAL
@@ -458,7 +493,7 @@ class BgpService:
         try:
             found = json.loads(self._state_file.read_bytes())["peers"]
             return {str(name) for name in found}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return set()
 
     def _remember(self) -> None:
@@ -474,11 +509,12 @@ class BgpService:
 
     def _report(self) -> None:
         now = asyncio.get_running_loop().time()
-        self._port.report(findings(self._peering, self._limits, self._problem, self.speaker, now))
-
-
-def _read(path: str) -> Secret:
-    try:
-        return sessions.read_secret(Path(path).read_bytes())
-    except OSError as error:
-        return Secret(problem=(error.strerror or str(error)).lower())
+        found = findings(self._peering, self._limits, self._problem, self.speaker, now)
+        found += self._doubts
+        if self._part.role == roles.CLIENT:
+            found += deserted(self._peering, self.speaker, now)
+        if self._homeless and self._context is not None:
+            found.append(no_address(self._context))
+        if self._fault:
+            found.append(not_in_force(self._fault))
+        self._port.report(found)

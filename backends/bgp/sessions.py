@@ -40,7 +40,7 @@ _NODE_HOPS = 64
 
 
 class Secret(NamedTuple):
-    """A password as read from its file; `problem` says why it could not be."""
+    """A password as read from its file; `problem` says why it could not be: the password is an older one then."""
 
     password: bytes = b""
     problem: str = ""
@@ -59,9 +59,9 @@ def read_secret(data: bytes) -> Secret:
     """The first line of a password file."""
     password = data.split(b"\n", 1)[0].strip()
     if not password:
-        return Secret(problem="its first line is empty")
+        return Secret(problem="has an empty first line")
     if len(password) > LONGEST_PASSWORD:
-        return Secret(problem=f"its first line has {len(password)} octets, TCP MD5 takes {LONGEST_PASSWORD}")
+        return Secret(problem=f"has {len(password)} octets in its first line, TCP MD5 takes {LONGEST_PASSWORD}")
     return Secret(password)
 
 
@@ -115,6 +115,20 @@ def originated(context: Context, own: Own) -> dict[str, Attributes]:
     return found
 
 
+def _unannounced(context: Context, own: Own) -> list[Finding]:
+    """Prefixes of a family that the network does not have."""
+    return [
+        Finding(
+            code="bgp-announce-family",
+            subject=each.prefix,
+            message=f"{each.prefix} is not announced: the network has no IPv{_version(each.prefix)}",
+            remedy=f"set EnableIPv{_version(each.prefix)} in the network's configuration, or take it out of Announce",
+        )
+        for each in own.announce
+        if _version(each.prefix) not in context.network.families
+    ]
+
+
 def peering(
     context: Context,
     own: Own,
@@ -137,9 +151,10 @@ def peering(
     bfd = own.bfd.settings(multihop=True)
     peers: list[PeerConfig] = []
     taken: dict[bytes, str] = {}
-    for name, client in roles.partners(options, role, wanted, others).items():
+    partners = roles.partners(options, role, wanted, others)
+    secret = _secret(options.password_file, secrets, "the sessions with other nodes", findings) if partners else b""
+    for name, client in partners.items():
         member = others[name]
-        secret = _secret(options.password_file, secrets, f"the sessions with {name} and all other nodes", findings)
         place = _place(context, member)
         if secret is None or place is None or place[0] in taken:
             continue
@@ -156,6 +171,7 @@ def peering(
             continue
         taken[found.address] = found.name
         peers.append(replace(found, export_policy=to_routers))
+    findings += _unannounced(context, own)
     findings += _counsel(options, own, wanted, others, len(nodes))
     return Peering(tuple(peers), nodes, frozenset(peer.name for peer in peers) - nodes, tuple(findings))
 
@@ -208,6 +224,17 @@ def _router(
 ) -> PeerConfig | None:
     family = _version(router.address)
     local = context.node.local(family)
+    if router.address in (local, context.node.endpoint(family)):
+        findings.append(
+            Finding(
+                code="bgp-router-self",
+                subject=router.name,
+                message=f"no session with router {router.name}: its address {router.address} is this node's own",
+                remedy="nodes are peers by themselves: take it out of Routers, or move it into an entry of Nodes "
+                "that does not match this node",
+            )
+        )
+        return None
     secret = _secret(router.password_file, secrets, f"the session with router {router.name}", findings)
     if secret is None:
         return None
@@ -252,19 +279,21 @@ def _secret(path: str, secrets: Mapping[str, Secret], what: str, findings: list[
     """The password, b"" where none is asked for, None where it cannot be read."""
     if not path:
         return b""
-    secret = secrets.get(path, Secret(problem="it was not read"))
-    if not secret.problem:
-        return secret.password
-    findings.append(
-        Finding(
-            code="bgp-password",
-            subject=path,
-            severity="error",
-            message=f"no password for {what.partition(' and ')[0]}: {path} {secret.problem}",
-            remedy="write the password into the first line of that file, readable by root only, on this host",
+    secret = secrets.get(path, Secret(problem="was not read"))
+    if secret.problem:
+        message = f"no password for {what}: {path} {secret.problem}"
+        if secret.password:
+            message = f"{path} {secret.problem}; the password that was read before goes on for {what}"
+        findings.append(
+            Finding(
+                code="bgp-password",
+                subject=path,
+                severity="warning" if secret.password else "error",
+                message=message,
+                remedy="write the password into the first line of that file, readable by root only, on this host",
+            )
         )
-    )
-    return None
+    return secret.password or None
 
 
 def _twice(router: Router, other: str) -> Finding:

@@ -41,7 +41,20 @@ def view(
             item["installed"] = describe(route) if route is not None else ""
             if item["prefix"] in publisher.refused:
                 item["not_installed"] = publisher.refused[item["prefix"]]
-    return list(show.lines(name, bool(peer), items)) if arguments.get("text") else items
+    if not arguments.get("text"):
+        return items
+    return list(show.lines(name, bool(peer), items)) or [_nothing(name, peer, arguments.get("prefix", ""))]
+
+
+def _nothing(name: str, peer: str, prefix: str) -> str:
+    """Why there is nothing to read."""
+    if name == "routes":
+        return f"no route to {prefix}" if prefix else "no routes"
+    return {
+        "peers": "no peers",
+        "received": f"{peer} has sent no route",
+        "advertised": f"{peer} was told of no route",
+    }.get(name, f"no message yet from or to {peer}")
 
 
 def _items(

@@ -14,7 +14,8 @@ import pytest
 
 from backends.bgp import reports
 from backends.bgp import service as module
-from backends.bgp.service import FAREWELL, STATE
+from backends.bgp.planner import STATE
+from backends.bgp.service import FAREWELL
 from backends.bgp.ways import metric
 from bgp.silence import why_down
 from netagent.contract import STOPPING, Viewer
@@ -52,6 +53,10 @@ async def hosts(directory: Path, block: str, count: int = 2) -> AsyncIterator[li
     finally:
         for host in made:
             await host.leave()
+
+
+def routed(host: Host, other: Host) -> bool:
+    return bool(host.port.published.get(f"route/10.5.{other.number}.0/24"))
 
 
 async def test_settled_when_everybody_has_told_everything(tmp_path: Path, block: str) -> None:
@@ -158,6 +163,9 @@ async def test_what_can_be_asked(tmp_path: Path, block: str) -> None:
         advertised = list(one.service.view("advertised", {"peer": f"{block}2"}))
         assert [route["prefix"] for route in advertised] == ["10.5.1.0/24"]
         assert any("received" in entry for entry in one.service.view("log", {"peer": "h2"}))
+        unknown = {"prefix": "192.0.2.0/24"}
+        assert one.service.view("routes", unknown) == []
+        assert one.service.view("routes", {**unknown, "text": "1"}) == ["no route to 192.0.2.0/24"]
         for name, arguments, word in (
             ("frob", {}, "no view"),
             ("log", {}, "which peer"),
@@ -222,6 +230,180 @@ async def test_passwords_that_differ_are_a_finding(
     finally:
         for host in made:
             await host.leave()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\0", b"{", b"[]", b"7", b'{"peers": 7}', b'{"peers": [[], 7, {}]}', b"[" * 100_000],
+    ids=repr,
+)
+async def test_a_damaged_state_file_is_as_none(tmp_path: Path, block: str, content: bytes) -> None:
+    one, two = Host(tmp_path, block, 1), Host(tmp_path, block, 2)
+    (one.port.run_dir / STATE).write_bytes(content)
+    one.start(two)
+    two.start(one)
+    try:
+        await until(lambda: routed(one, two), "a route")
+        await until(lambda: json.loads((one.port.run_dir / STATE).read_bytes())["peers"] == ["h2"], "a new file")
+    finally:
+        await one.leave()
+        await two.leave()
+
+
+async def test_a_router_near_its_limit_that_goes_down_is_told_as_down(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    monkeypatch.setattr(reports, "LONG_DOWN", 0.1)
+    router = {"Address": f"{block}2", "AS": 64512, "Name": "tor", "MaxPrefixes": 1}
+    one = Host(tmp_path, block, 1, {"Routers": [router]})
+    two = Host(tmp_path, block, 2, {"Routers": [{"Address": f"{block}1", "AS": 64512}]})
+    one.start()
+    two.start()
+    try:
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-prefix-limit"], "it is told")
+        assert one.up
+        await two.leave()
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-router-down"], "it is down")
+    finally:
+        await one.leave()
+        await two.leave()
+
+
+async def test_a_rotated_password_takes_no_route_away(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN", 0.05)
+    secrets = [tmp_path / "secret1", tmp_path / "secret2"]
+    made = [Host(tmp_path, block, number, {"PasswordFile": str(secrets[number - 1])}) for number in (1, 2)]
+    one, two = made
+    for secret in secrets:
+        secret.write_text("hush\n")
+    try:
+        one.start(two)
+        two.start(one)
+        await until(lambda: routed(one, two) and routed(two, one), "routes both ways")
+        speakers = [host.service.speaker for host in made]
+        one.port.log.clear()
+        two.port.log.clear()
+        secrets[0].unlink()
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-password"], "it is told")
+        assert one.up, "the last one is used on"
+        secrets[0].write_text("tell\n")
+        await until(lambda: not one.up, "it ends the session")
+        assert [f for f in one.port.findings if f.code == "bgp-password"] == []
+        secrets[1].write_text("tell\n")
+        await until(lambda: one.up and two.up and not one.keeps(two) and not two.keeps(one), "it stands again")
+        assert [host.service.speaker for host in made] == speakers
+        assert one.port.log == two.port.log == []
+    finally:
+        for host in made:
+            await host.leave()
+
+
+@pytest.mark.parametrize("change", [{"HoldTime": 30}, {"Port": 1179}, {"Port": 1179, "HoldTime": 30}], ids=str)
+async def test_another_hold_time_or_port_takes_no_route_away(
+    tmp_path: Path, block: str, change: dict[str, int]
+) -> None:
+    async with hosts(tmp_path, block, 3) as made:
+        pairs = [(host, other) for host in made for other in made if host is not other]
+        await until(lambda: all(routed(*pair) for pair in pairs), "routes everywhere")
+        for host in made:
+            host.port.log.clear()
+            host.raw |= change
+            host.service.configure(host.context())
+
+        def renewed() -> bool:
+            return all(
+                peer.session.negotiated is not None
+                and peer.session.negotiated.hold_time == change.get("HoldTime", 9)
+                and peer.config.transport.port == change.get("Port", PORT)
+                and peer.flaps == 1
+                and peer.complete
+                for host in made
+                if host.service.speaker is not None
+                for peer in host.service.speaker.peers.values()
+            )
+
+        await until(renewed, "every session stands anew")
+        assert [host.port.log for host in made] == [[], [], []]
+
+
+async def test_one_that_follows_late_takes_no_route_away(tmp_path: Path, block: str) -> None:
+    async with hosts(tmp_path, block) as (one, two):
+        await until(lambda: routed(one, two) and routed(two, one), "routes both ways")
+        one.port.log.clear()
+        two.port.log.clear()
+
+        def stands(flaps: int) -> bool:
+            peers = [next(iter(host.service.speaker.peers.values())) for host in (one, two) if host.service.speaker]
+            return all(peer.flaps == flaps and peer.complete for peer in peers)
+
+        for changes, host in enumerate((one, two), 1):
+            host.raw["HoldTime"] = 30
+            host.service.configure(host.context())
+            await until(lambda changes=changes: stands(changes), "the session stands anew")  # type: ignore[misc]
+        assert one.port.log == two.port.log == []
+
+
+async def test_an_address_that_goes_and_returns(tmp_path: Path, block: str) -> None:
+    """Nothing is done while there is none, and sessions are begun when it is there."""
+    one, two = (Host(tmp_path, block, number) for number in (1, 2))
+    looked = 0
+    update = one.service._update
+
+    async def counted() -> float | None:
+        nonlocal looked
+        looked += 1
+        return await update()
+
+    one.service._update = counted  # type: ignore[method-assign]
+    one.address = None
+    one.start(two)
+    two.start(one)
+    try:
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-no-address"], "it is told")
+        async with asyncio.timeout(10):
+            await one.service.settled()
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert looked <= 2, "it waits"
+        one.address = f"{block}1"
+        one.service.configure(one.context())
+        await until(lambda: routed(one, two) and routed(two, one), "sessions")
+        assert one.port.findings == ()
+        one.address = None
+        one.service.configure(one.context())
+        await until(lambda: [f.code for f in one.port.findings] == ["bgp-no-address"], "it is told again")
+        assert one.up, "what stands is kept"
+        one.address = f"{block}1"
+        one.service.configure(one.context())
+        await until(lambda: one.port.findings == (), "all is well")
+        assert one.up
+    finally:
+        await one.leave()
+        await two.leave()
+
+
+async def test_what_cannot_be_put_in_force_ends_no_session(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that nobody has thought of, here of the policy: what stands goes on, until it is mended."""
+    async with hosts(tmp_path, block) as (one, two):
+        await until(lambda: routed(one, two), "a route")
+        with monkeypatch.context() as patch:
+            patch.setattr(module.sessions, "peering", lambda *_: 1 / 0)
+            one.raw["HoldTime"] = 30
+            one.service.configure(one.context())
+            await until(lambda: [f.code for f in one.port.findings] == ["bgp-not-in-force"], "it is told")
+            assert "division by zero" in one.port.findings[0].message
+            assert one.task is not None
+            assert not one.task.done()
+            assert one.up
+        one.raw["HoldTime"] = 9
+        one.service.configure(one.context())
+        await until(lambda: one.port.findings == (), "all is well")
+        assert one.up
 
 
 async def test_another_as_number_is_a_graceful_restart(tmp_path: Path, block: str) -> None:

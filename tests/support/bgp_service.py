@@ -29,11 +29,13 @@ class Port:
         self.run_dir = self.state_dir = directory
         directory.mkdir(exist_ok=True)
         self.published: dict[str, tuple[Object, ...]] = {}
+        self.log: list[tuple[str, tuple[Object, ...]]] = []  # each publication, in order
         self.findings: tuple[Finding, ...] = ()
         self.shared: dict[str, str] = {}
 
     def publish(self, name: str, objects: Iterable[Object]) -> None:
         self.published[name] = tuple(objects)
+        self.log.append((name, self.published[name]))
 
     def report(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
@@ -49,13 +51,13 @@ class Host:
         self.name = f"h{number}"
         self.block = block
         self.number = number
+        self.address: str | None = f"{block}{number}"
         self.port = Port(directory / self.name)
         self.raw = {"Port": PORT, "HoldTime": 9, **(raw or {})}
         self.service = BgpService(self.port)
         self.task: asyncio.Task[None] | None = None
 
     def context(self) -> Context:
-        address = f"{self.block}{self.number}"
         return Context(
             network=Network(v4="10.5.0.0/16"),
             options=parse(self.raw).value,
@@ -64,8 +66,8 @@ class Host:
                 id=f"{self.number:032x}",
                 uplink="lo",
                 mtu=65536,
-                public_ip=address,
-                local_ip=address,
+                public_ip=self.address,
+                local_ip=self.address,
                 v4=f"10.5.{self.number}.0/24",
             ),
             facts=Facts({"lo": LinkFact(name="lo", index=1)}, (AddressFact(dev="lo", ip="192.0.2.250", length=24),)),
@@ -93,6 +95,14 @@ class Host:
     @property
     def up(self) -> int:
         return int(self.service.status()["gauges"]["sessions_established"])
+
+    def keeps(self, other: Host) -> bool:
+        """Whether routes of it are kept that it has to announce anew."""
+        speaker = self.service.speaker
+        peer = speaker.peers.get(other.name) if speaker is not None else None
+        if speaker is None or peer is None:
+            return False
+        return any(rib.stale(peer.source) for rib in speaker.ribs.values())
 
     def knows(self, other: Host) -> bool:
         speaker = self.service.speaker

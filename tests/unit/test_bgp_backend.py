@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from backends.bgp import members, roles, sessions
 from backends.bgp.members import Member
 from backends.bgp.options import parse
 from backends.bgp.part import Part
-from backends.bgp.planner import Bgp
+from backends.bgp.planner import STATE, Bgp
 from backends.bgp.roles import CLIENT, EDGE, MESH, REFLECTOR, Seen, may_play, partners, target
 from backends.bgp.sessions import Secret
 from backends.vxlan import vtep_mac
@@ -106,6 +107,13 @@ def test_mtu() -> None:
     assert backend.mtu(context({"Encapsulation": "vxlan-cross-subnet", "MTU": 1400}, v6=True)) == 1330
 
 
+async def test_cleanup_leaves_nothing_to_restart_from(tmp_path: Path) -> None:
+    (tmp_path / STATE).write_text("{}")
+    await Bgp().dismantle(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    await Bgp().dismantle(tmp_path / "missing")
+
+
 # ------------------------------------------------------------------------------------------------ members
 
 
@@ -151,6 +159,35 @@ def test_an_as_number_that_is_none_does_not_count(asn: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def test_the_record_of_an_earlier_name_is_no_member() -> None:
+    records = {"h1": record("h1", 11), "was-h1": record("was-h1", 11), "h2": record("h2", 12)}
+    records["was-h2"] = record("was-h2", 12)
+    found = members.members(parse({}).value, "h1", records, [lease("h2", 12)])
+    assert found.keys() == {"h2"}
+    both = members.members(parse({}).value, "h1", records, [lease("h2", 12), lease("was-h2", 13, node_id="c" * 32)])
+    assert both.keys() == {"h2", "was-h2"}, "who holds a lease counts"
+
+
+def test_what_cannot_be_in_a_record_is_passed_over_and_told() -> None:
+    bad = NodeRecord(
+        name="h2",
+        id="2" * 32,
+        addresses=("nonsense", "x:y", "fe80::1%eth0", "127.0.0.1", "192.168.50.12"),
+        attributes={"bgp.as": "64512", "bgp.role": "mesh"},
+    )
+    records = {"h2": bad, "h3": record("h3", 13, asn="1e9"), "h4": record("h4", 14), "h5": record("h5", 15, asn="")}
+    found = members.members(parse({}).value, "h1", records, ())
+    assert {name: (m.v4, m.v6) for name, m in found.items()} == {
+        "h2": ("192.168.50.12", None),
+        "h4": ("192.168.50.14", None),
+    }
+    told = list(members.doubts("h1", records))
+    assert [(f.code, f.subject) for f in told] == [("bgp-node-record", "h2")] * 4 + [("bgp-node-record", "h3")]
+    assert "'nonsense'" in told[0].message
+    assert "bgp.as in the record of node h3 is '1e9'" in told[-1].message
+    assert list(members.doubts("h2", {"h2": bad})) == []
 
 
 def test_the_part_that_the_options_give() -> None:
@@ -360,6 +397,32 @@ def test_a_router_of_another_family_or_with_a_nodes_address() -> None:
     found = peering(context({"Routers": routers}), {"h2": member("h2", 12)})
     assert [p.name for p in found.peers] == ["h2"]
     assert [f.code for f in found.findings] == ["bgp-router-family", "bgp-router-twice"]
+
+
+def test_a_file_that_cannot_be_read_now_leaves_the_password() -> None:
+    known = {"/etc/pass": Secret(b"hush", "cannot be read: gone")}
+    raw = {"PasswordFile": "/etc/pass"}
+    found = peering(context(raw), {"h2": member("h2", 12), "h3": member("h3", 13)}, known)
+    assert [peer.transport.password for peer in found.peers] == [b"hush"] * 2
+    (finding,) = found.findings
+    assert (finding.code, finding.severity) == ("bgp-password", "warning")
+    unknown = peering(context(raw), {"h2": member("h2", 12), "h3": member("h3", 13)}, {})
+    assert unknown.peers == ()
+    assert [(f.code, f.severity) for f in unknown.findings] == [("bgp-password", "error")], "once for all nodes"
+
+
+def test_a_node_is_no_router_of_its_own() -> None:
+    found = peering(context({"Routers": [{"Name": "tor", "Address": "192.168.50.11", "AS": 65000}]}), {})
+    assert found.peers == ()
+    assert [(f.code, f.subject) for f in found.findings] == [("bgp-router-self", "tor")]
+
+
+def test_a_prefix_of_a_family_that_the_network_does_not_have_is_told() -> None:
+    raw = {"Announce": ["2001:db8::/32", "10.96.0.0/12"]}
+    assert [(f.code, f.subject) for f in peering(context(raw), {}).findings] == [
+        ("bgp-announce-family", "2001:db8::/32")
+    ]
+    assert peering(context(raw, v6=True), {}).findings == ()
 
 
 def test_advice_on_the_shape() -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from backends.bgp.planner import Bgp, tunnelled
+from backends.bgp.reports import out_of_reach
 from backends.bgp.ways import Ways, metric
 from backends.ipip import device6
 from backends.vxlan import link_local, vtep_mac
@@ -53,6 +54,17 @@ def test_a_next_hop_that_cannot_be_reached(next_hop: str, word: str) -> None:
     route, reason = ways.route("10.5.72.0/24", [next_hop])
     assert route is None
     assert word in reason
+
+
+def test_nodes_behind_a_router_are_told_with_the_remedy() -> None:
+    far = {"v4": "192.168.70.13", "v6": "fd70::13", "subnets": ("10.5.13.0/24",)}
+    others = {"h2": member("h2", 12, subnets=("10.5.12.0/24",)), "h3": member("h3", 13, **far)}
+    (finding,) = out_of_reach(Ways(context(v6=True), others), others)
+    assert (finding.code, finding.subject) == ("bgp-out-of-reach", "h3")
+    assert "h2" not in finding.message
+    assert out_of_reach(Ways(context(v6=True), others), {"h2": others["h2"]}) == []
+    gone = {"h3": member("h3", 13, v4="192.168.70.13", v6=None)}
+    assert out_of_reach(Ways(context(), gone), gone) == [], "it has no subnet"
 
 
 def test_across_subnets_by_the_tunnel_and_on_the_link_without() -> None:
