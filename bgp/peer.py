@@ -110,8 +110,10 @@ class PeerConfig:
     """Whether and how BFD watches over the peer."""
 
     def same_peer(self, other: PeerConfig) -> bool:
-        """Whether routes that one has told can be kept for the other, while a session begins anew."""
-        return (self.address, self.asn, self.local_asn) == (other.address, other.asn, other.local_asn)
+        """Whether routes that one has told can be kept for the other, while a session begins anew: it may have another
+        AS, if that is said and not just any."""
+        numbered = self.asn == other.asn or None not in (self.asn, other.asn)
+        return numbered and (self.address, self.local_asn) == (other.address, other.local_asn)
 
     def same_session(self, other: PeerConfig) -> bool:
         """Whether a session that stands can go on with the other configuration."""

@@ -498,7 +498,7 @@ class Speaker:
             self.version += 1
 
     def _came_up(self, peer: Peer, negotiated: Negotiated, now: float) -> None:
-        if peer.source.asn not in (0, negotiated.received.asn):
+        if peer.config.asn is None and peer.source.asn not in (0, negotiated.received.asn):
             self._stale.forget(peer)  # any AS may come, and this is not who went
         peer.established(negotiated)
         self._offer(peer)

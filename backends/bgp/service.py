@@ -25,7 +25,6 @@ from backends.bgp.options import BgpOptions, Own
 from backends.bgp.part import Part
 from backends.bgp.planner import BFD_SOCKET, STATE, tunnelled
 from backends.bgp.publishing import Publisher
-from backends.bgp.renewing import Renewing
 from backends.bgp.reports import (
     Problem,
     deserted,
@@ -330,7 +329,7 @@ class BgpService:
     def _start(self, config: SpeakerConfig) -> None:
         loop = asyncio.get_running_loop()
         restarting = self._established_before() & {peer.name for peer in self._peering.peers}
-        speaker = Renewing(
+        speaker = Speaker(
             config,
             random.random,
             self._metric,

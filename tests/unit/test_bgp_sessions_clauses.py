@@ -441,3 +441,22 @@ def test_other_settings_for_a_range_keep_its_members_and_their_routes() -> None:
     assert cluster.network.run(60, complete)
     assert ours.peers.keys() == {"192.0.2.2", "192.0.2.3"}
     assert all(peer.config.hold_time == 30 and peer.within is other for peer in ours.peers.values())
+
+
+def test_routes_are_kept_for_a_peer_that_is_said_to_have_another_as_now() -> None:
+    cluster = Cluster()
+    speaker = cluster.speaker(1)
+    cluster.peer(1, 2, 65002)
+    restart = GracefulRestart(120, False, ((V4, True),))
+    probe = Probe(cluster, 2, 65002, peer=1, families=(V4,), graceful_restart=restart)
+    probe.send(encode_announcement(V4, FROM_2, [prefix(7), prefix(8)], as4=True))
+    cluster.network.remove("2")
+    speaker.set_peers([replace(speaker.peers["2"].config, asn=65003)], cluster.network.now)
+    cluster.network.run(5)
+    assert cluster.known(1) == {1, 7, 8, -1}
+    probe = Probe(cluster, 2, 65003, peer=1, families=(V4,), graceful_restart=restart)
+    assert cluster.known(1) == {1, 7, 8, -1}
+    there = Attributes(0, AsPath.sequence(65003), address(2))
+    probe.send([*encode_announcement(V4, there, [prefix(7)], as4=True), encode_end_of_rib(V4)])
+    assert cluster.known(1) == {1, 7, -1}
+    assert speaker.peers["2"].source.asn == 65003
