@@ -110,8 +110,10 @@ class PeerConfig:
     """Whether and how BFD watches over the peer."""
 
     def same_peer(self, other: PeerConfig) -> bool:
-        """Whether routes that one has told can be kept for the other, while a session begins anew: it may have another
-        AS, if that is said and not just any."""
+        """Whether routes that one has told can be kept for the other, while a session begins anew.
+
+        It may have another AS number, if both are said.
+        """
         numbered = self.asn == other.asn or None not in (self.asn, other.asn)
         return numbered and (self.address, self.local_asn) == (other.address, other.local_asn)
 
