@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.udp.control import ControlError, Decoder, encode
+from netagent import unix
 
 _READ = 1 << 18  # bytes a turn
 _UCRED = struct.Struct("=iII")  # pid, uid, gid: SO_PEERCRED, unix(7)
@@ -28,7 +29,7 @@ def listen(path: Path) -> socket.socket:
         try:
             listener.bind(str(path))
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or _answers(path):
+            if error.errno != errno.EADDRINUSE or unix.answers(path):
                 raise
             path.unlink(missing_ok=True)
             listener.bind(str(path))
@@ -40,15 +41,6 @@ def listen(path: Path) -> socket.socket:
     finally:
         os.umask(mask)
     return listener
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
 
 
 def process_at(sock: socket.socket) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from netagent import unix
 from netagent.api.metrics import Exposition
 from netagent.errors import ConfigError, NetagentError, UsageError
 from netagent.model import KINDS, Finding
@@ -328,7 +329,7 @@ def _bind_unix(path: Path, group: str) -> socket.socket:
             raise ConfigError(
                 f"there is no group {group!r}", where="socket_group", remedy=f"Create it: `groupadd --system {group}`"
             ) from None
-    if _answers(path):
+    if unix.answers(path):
         raise NetagentError(
             "another agent answers there", where=str(path), remedy="Stop it, or give this one a --run-dir of its own"
         )
@@ -358,16 +359,6 @@ def _give(path: Path, gid: int, group: str) -> None:
             where="socket_group",
             remedy=f"Put the agent into that group: SupplementaryGroups={group} in its systemd unit",
         ) from None
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.5)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def _inode(path: Path) -> int:

@@ -90,18 +90,6 @@ def runs(state_dir: Path) -> bool:
     return False
 
 
-def answers(path: Path) -> bool:
-    """Whether somebody listens on that unix socket."""
-    import socket
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
 def client(args: argparse.Namespace) -> Client:
     from netagent.api.client import Client
 

@@ -87,6 +87,7 @@ async def _clean(settings: Settings, *, purge: bool) -> int:
 
 def _foretell(settings: Settings, *, purge: bool) -> int:
     """What `_clean` would do, a line each. Changes nothing, and does not mind an agent that runs."""
+    from netagent import unix
     from netagent.api import SOCKET_NAME
     from netagent.kernel.host import open_host
     from netagent.kernel.journal import Journal
@@ -101,7 +102,7 @@ def _foretell(settings: Settings, *, purge: bool) -> int:
     lines += [
         f"would end the process that answers at {path}"
         for path in files
-        if path.name != SOCKET_NAME and agent.answers(path)
+        if path.name != SOCKET_NAME and unix.answers(path)
     ]
     lines += [f"would remove {path}" for path in files]
     print("\n".join(map(output.clean, lines)) or "nothing of netagent's is here")
