@@ -37,25 +37,9 @@ from bgp.peer import PeerConfig, SpeakerConfig
 from bgp.policy import EVERYTHING, Change, Policy, Rule
 from bgp.route import Kind
 from bgp.speaker import Speaker
+from tests.unit.test_bgp_message import BASE, NEXT_HOP, ORIGIN, PATH, PREFIX, V6_HOP, V6_PREFIX, body, decode
 
-ORIGIN = bytes.fromhex("40010100")
-PATH = bytes.fromhex("400206 0201 0000fde9")
-NEXT_HOP = bytes.fromhex("400304 0a000001")
-BASE = ORIGIN + PATH + NEXT_HOP
-PREFIX = bytes.fromhex("180a0101")
-V6_PREFIX = bytes.fromhex("2020010db8")
-V6_HOP = bytes.fromhex("20010db8000000000000000000000001")
 ADDRESSES = ((Family.IPV4, b"\x0a\0\0\x09"), (Family.IPV6, bytes.fromhex("20010db8000000000000000000000009")))
-
-
-def body(attributes: bytes = b"", announced: bytes = b"", withdrawn: bytes = b"") -> bytes:
-    return len(withdrawn).to_bytes(2, "big") + withdrawn + len(attributes).to_bytes(2, "big") + attributes + announced
-
-
-def decode(
-    data: bytes, *, internal: bool = False, as4: bool = True, families: tuple[Family, ...] = tuple(Family)
-) -> Update:
-    return UpdateDecoder(families, AttributeDecoder(as4=as4, internal=internal)).decode(data)
 
 
 class Pair:
