@@ -34,10 +34,14 @@ class Renewing(Speaker):
         super().set_peers(wanted, now, ranges)
 
     def _renew(self, peer: Peer, config: PeerConfig, now: float) -> None:
-        """What of it cannot be kept is left to `set_peers`: there the session ends with a word, and routes go."""
+        """A session that stands and cannot be kept so is left to `set_peers`: it ends with a word, and its routes go.
+
+        One that does not stand yet goes on with the peer that it has: what is known of it, that our own restart waits
+        for it among that, is still true.
+        """
         negotiated, session = peer.session.negotiated, peer.session
-        graceful = negotiated is not None and negotiated.received.capabilities.graceful_restart is not None
-        if not self.config.restarts or not session.started or not (graceful or peer.awaited):
+        graceful = negotiated is None or negotiated.received.capabilities.graceful_restart is not None
+        if not (self.config.restarts and session.started and graceful):
             return
         if negotiated is not None:
             session.failed(negotiated.direction, now, "its settings have changed")
