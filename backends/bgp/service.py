@@ -83,6 +83,7 @@ class BgpService:
         self._secrets_read = float("-inf")  # when
         self._peering = Peering((), frozenset(), frozenset())
         self._since: dict[str, float] = {}  # peer -> when it became one
+        self._returning: frozenset[str] = frozenset()  # the peers of the run before
         self._config: SpeakerConfig | None = None
         self._driver: Driver | None = None
         self._ways: Ways | None = None
@@ -178,7 +179,11 @@ class BgpService:
     def _young(self, name: str) -> bool:
         """Whether nobody can expect a peer's routes yet."""
         now = asyncio.get_running_loop().time()
-        return self._state != "running" or now - self._since.get(name, now - FIRST_TIME) < FIRST_TIME
+        return self._state != "running" or now - self._since.get(name, now - DEFERRAL) < self._patience(name)
+
+    def _patience(self, name: str) -> float:
+        """Seconds that a peer has to tell everything. While we restart the others may: they are not there at once."""
+        return DEFERRAL if name in self._returning else FIRST_TIME
 
     # ------------------------------------------------------------------------------------- running
 
@@ -350,6 +355,7 @@ class BgpService:
         if restarting:
             log.info("BGP starts again; what stands is kept until %d peers have told everything", len(restarting))
         self._driver = driver
+        self._returning = frozenset(restarting)
         self._originated = {}
         self._swept = not self._publisher.routes
         self._limits.clear()
@@ -484,7 +490,7 @@ class BgpService:
         left = 0.0
         for name, since in self._since.items():
             if not self._told_all(name, now):
-                left = max(left, since + FIRST_TIME - now)
+                left = max(left, since + self._patience(name) - now)
         return left
 
     def _established_before(self) -> set[str]:

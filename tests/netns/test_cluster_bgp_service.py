@@ -427,3 +427,31 @@ async def test_another_as_number_is_a_graceful_restart(tmp_path: Path, block: st
         assert one.service.speaker is not None
         assert one.service.speaker.config.asn == 65001
         assert one.port.shared["bgp.as"] == "65001"
+
+
+async def test_the_as_number_changes_step_by_step_and_takes_no_route_away(
+    tmp_path: Path, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node is told of itself first and of the other a while later, as etcd has it."""
+    async with hosts(tmp_path, block) as (one, two):
+        await until(lambda: routed(one, two) and routed(two, one), "routes both ways")
+        monkeypatch.setattr(module, "FIRST_TIME", 0.0)
+        one.port.log.clear()
+        two.port.log.clear()
+        for host in (one, two):
+            before = host.service.speaker
+            host.raw["AS"] = 65001
+            host.service.configure(host.context())
+            await until(
+                lambda host=host, before=before: host.service.speaker not in (None, before),  # type: ignore[misc]
+                "it starts again",
+            )
+            await until(lambda host=host: host.port.shared["bgp.as"] == "65001", "it is shared")  # type: ignore[misc]
+        for host, other in ((one, two), (two, one)):
+            host.service.nodes({other.name: other.record()})
+        await until(lambda: one.up and two.up and one.knows(two) and two.knows(one), "they meet again")
+        await until(lambda: one.service.status()["state"] == two.service.status()["state"] == "running", "they run")
+        gone = [
+            entry for host in (one, two) for entry in host.port.log if entry[0].startswith("route/") and not entry[1]
+        ]
+        assert gone == []
