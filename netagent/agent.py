@@ -14,12 +14,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
 from netagent import __version__, config, subnet_env, views
 from netagent.config import Settings
+from netagent.contract import Answer
 from netagent.errors import ConfigError, KernelError
 from netagent.identity import Identity
 from netagent.kernel.base import Host
@@ -419,7 +419,7 @@ class Agent:
     def objects(self, kinds: Collection[str] = ()) -> Iterator[ObjectView]:
         return views.objects(self, kinds)
 
-    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Answer:
         return views.backend_view(self, backend, view, arguments)
 
     async def plan(self) -> Sequence[Step]:

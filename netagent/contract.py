@@ -11,7 +11,7 @@ one page in docs/, and the shared contract suite. Nothing in netagent/ changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -184,13 +184,22 @@ class Service(Protocol):
         ...
 
 
+class Answer(NamedTuple):
+    """What a service says when it is asked.
+
+    `values` are JSON values from memory, made one by one: who takes them may let the service work in between.
+    UsageError with the first where nothing fits the question. `lines` makes lines for people of all of them, and may
+    run in a thread.
+    """
+
+    values: Iterable[Any]
+    lines: Callable[[Sequence[Any]], Iterable[str]]
+
+
 @runtime_checkable
 class Viewer(Protocol):
     """A service that can be asked for more than its status, by `netagent` commands of its own."""
 
-    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
-        """JSON values, from memory; with the argument "text" lines for people instead.
-
-        UsageError where there is no such view or nothing fits the arguments.
-        """
+    def view(self, name: str, arguments: Mapping[str, str]) -> Answer:
+        """The answer to a question. UsageError where there is no such view."""
         ...

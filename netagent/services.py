@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from netagent.contract import RANK_SERVICE, STOPPING, Backend, Context, Service, Viewer
+from netagent.contract import RANK_SERVICE, STOPPING, Answer, Backend, Context, Service, Viewer
 from netagent.errors import UsageError
 from netagent.model import Finding, Lease, NodeRecord, Object
 from netagent.reconcile import Reconciler
@@ -134,7 +134,7 @@ class Runner:
         status = self._service.status()
         return {**status, "state": "failed", "error": self._error} if self._error else status
 
-    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    def view(self, name: str, arguments: Mapping[str, str]) -> Answer:
         """What the service answers. UsageError if it has no views or not that one."""
         service: object = self._service
         if isinstance(service, Viewer):

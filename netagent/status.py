@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
@@ -29,6 +29,9 @@ from netagent.model import (
     Route,
     Sysctl,
 )
+
+if TYPE_CHECKING:
+    from netagent.contract import Answer
 
 State = Literal["healthy", "degraded", "down"]
 
@@ -247,7 +250,7 @@ class AgentView(Protocol):
         """Desired objects of these kinds (none given: of all), in the order of model.KINDS. As lazy as `peers`."""
         ...
 
-    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Answer:
         """What the running part of a backend answers (contract.Viewer). UsageError where there is nothing to ask."""
         ...
 

@@ -38,6 +38,7 @@ from netagent.status import (
 
 if TYPE_CHECKING:
     from netagent.agent import Agent
+    from netagent.contract import Answer
 
 _WHY = {
     "sysctl": "the host must forward, and accept, the network's packets",
@@ -134,7 +135,7 @@ def plan(agent: Agent) -> list[Step]:
     return steps
 
 
-def backend_view(agent: Agent, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+def backend_view(agent: Agent, backend: str, view: str, arguments: Mapping[str, str]) -> Answer:
     runner = agent.planning.runners.get(backend)
     if runner is None:
         composer = agent.planning.composer

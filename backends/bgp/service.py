@@ -51,7 +51,7 @@ from bgp.peer import SpeakerConfig
 from bgp.rib import Chosen
 from bgp.speaker import News, PrefixLimit, Speaker
 from netagent import files
-from netagent.contract import STOPPING, Context, ServicePort
+from netagent.contract import STOPPING, Answer, Context, ServicePort
 from netagent.model import Finding, Lease, NodeRecord
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class BgpService:
             ),
         }
 
-    def view(self, name: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    def view(self, name: str, arguments: Mapping[str, str]) -> Answer:
         now = self._driver.now() if self._driver is not None else 0.0
         return show.view(name, arguments, self.speaker, now, self._publisher)
 

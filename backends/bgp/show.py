@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from backends.bgp.publishing import Publisher
@@ -10,6 +10,7 @@ from bgp import views
 from bgp.daemon import show
 from bgp.message import LocalError
 from bgp.speaker import Speaker
+from netagent.contract import Answer
 from netagent.errors import UsageError
 from netagent.status import describe
 
@@ -22,8 +23,8 @@ def view(
     speaker: Speaker | None,
     now: float,
     publisher: Publisher,
-) -> Iterable[Any]:
-    """The answer; a list, so that what is wrong with the question is raised here. UsageError."""
+) -> Answer:
+    """The answer. UsageError."""
     if name not in VIEWS:
         raise UsageError(f"BGP has no view {name!r}", remedy=f"There are {', '.join(VIEWS)}")
     if speaker is None:
@@ -31,19 +32,24 @@ def view(
     peer = arguments.get("peer", "")
     if not peer and name in ("received", "advertised", "log"):
         raise UsageError(f"{name} of which peer?", remedy="`netagent bgp peers` lists them")
+    values = _values(name, peer, arguments, speaker, now, publisher)
+    nothing = _nothing(name, peer, arguments.get("prefix", ""))
+    return Answer(values, lambda items: show.lines(name, bool(peer), items) if items else [nothing])
+
+
+def _values(
+    name: str, peer: str, arguments: Mapping[str, str], speaker: Speaker, now: float, publisher: Publisher
+) -> Iterator[dict[str, Any]]:
     try:
-        items = list(_items(name, peer, arguments, speaker, now))
+        for item in _items(name, peer, arguments, speaker, now):
+            if name == "routes":
+                route = publisher.routes.get(item["prefix"])
+                item["installed"] = describe(route) if route is not None else ""
+                if item["prefix"] in publisher.refused:
+                    item["not_installed"] = publisher.refused[item["prefix"]]
+            yield item
     except LocalError as error:
         raise UsageError(str(error), remedy="`netagent bgp peers` lists the peers") from None
-    if name == "routes":
-        for item in items:
-            route = publisher.routes.get(item["prefix"])
-            item["installed"] = describe(route) if route is not None else ""
-            if item["prefix"] in publisher.refused:
-                item["not_installed"] = publisher.refused[item["prefix"]]
-    if not arguments.get("text"):
-        return items
-    return list(show.lines(name, bool(peer), items)) or [_nothing(name, peer, arguments.get("prefix", ""))]
 
 
 def _nothing(name: str, peer: str, prefix: str) -> str:

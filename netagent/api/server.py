@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = 32  # at once, on each listener
 REQUEST_SECONDS = 10.0  # to handle a request
+SLICE = 0.01  # seconds that a long answer is worked on before others have their turn
 IDLE_SECONDS = 15.0  # until a connection's first request, and between requests
 STOP_SECONDS = 1.0  # that running requests get when the agent stops
 BODY_BYTES = 4096
@@ -165,7 +166,12 @@ class Server:
     async def _backend(self, request: web.Request) -> web.Response:
         backend, view = request.match_info["backend"], request.match_info["view"]
         try:
-            return _json_list(self._view.backend_view(backend, view, dict(request.query)))
+            answer = self._view.backend_view(backend, view, dict(request.query))
+            if request.query.get("text"):
+                values = [value async for value in _by_turns(answer.values)]
+                return _json_list(await asyncio.to_thread(lambda: list(answer.lines(values))))
+            encode = msgspec.json.Encoder().encode
+            return _joined([encode(value) async for value in _by_turns(answer.values)])
         except UsageError as error:
             return _error(400, error.message, error.remedy)
 
@@ -294,8 +300,23 @@ def _json(value: Any, *, status: int = 200) -> web.Response:
 
 def _json_list(values: Iterable[Any]) -> web.Response:
     """Encoded one by one, so that a lazy view of tens of thousands of objects never stands as a whole."""
-    encoder = msgspec.json.Encoder()
-    return web.Response(body=b"[" + b",".join(map(encoder.encode, values)) + b"]\n", content_type="application/json")
+    return _joined(map(msgspec.json.Encoder().encode, values))
+
+
+def _joined(values: Iterable[bytes]) -> web.Response:
+    """A list of values that are encoded."""
+    return web.Response(body=b"[" + b",".join(values) + b"]\n", content_type="application/json")
+
+
+async def _by_turns(values: Iterable[Any]) -> AsyncIterator[Any]:
+    """All of them, in slices of time between which others have their turn."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + SLICE
+    for value in values:
+        yield value
+        if loop.time() > ends:
+            await asyncio.sleep(0)
+            ends = loop.time() + SLICE
 
 
 def _error(status: int, error: str, remedy: str) -> web.Response:

@@ -7,8 +7,9 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,17 @@ async def hosts(directory: Path, block: str, count: int = 2) -> AsyncIterator[li
     finally:
         for host in made:
             await host.leave()
+
+
+def asked(host: Host, name: str, arguments: Mapping[str, str]) -> list[Any]:
+    """What a view of its service says, as values."""
+    return list(host.service.view(name, arguments).values)
+
+
+def told(host: Host, name: str, arguments: Mapping[str, str]) -> list[str]:
+    """And as lines for people."""
+    answer = host.service.view(name, arguments)
+    return list(answer.lines(list(answer.values)))
 
 
 def routed(host: Host, other: Host) -> bool:
@@ -155,17 +167,17 @@ async def test_what_can_be_asked(tmp_path: Path, block: str) -> None:
     async with hosts(tmp_path, block) as (one, two):
         await asyncio.gather(one.service.settled(), two.service.settled())
         assert isinstance(one.service, Viewer)
-        (peer,) = one.service.view("peers", {})
+        (peer,) = asked(one, "peers", {})
         assert (peer["name"], peer["state"]) == ("h2", "established")
-        assert any("h2" in line for line in one.service.view("peers", {"text": "1"}))
-        received = list(one.service.view("received", {"peer": "h2"}))
+        assert any("h2" in line for line in told(one, "peers", {}))
+        received = asked(one, "received", {"peer": "h2"})
         assert [route["prefix"] for route in received] == ["10.5.2.0/24"]
-        advertised = list(one.service.view("advertised", {"peer": f"{block}2"}))
+        advertised = asked(one, "advertised", {"peer": f"{block}2"})
         assert [route["prefix"] for route in advertised] == ["10.5.1.0/24"]
-        assert any("received" in entry for entry in one.service.view("log", {"peer": "h2"}))
+        assert any("received" in entry for entry in asked(one, "log", {"peer": "h2"}))
         unknown = {"prefix": "192.0.2.0/24"}
-        assert one.service.view("routes", unknown) == []
-        assert one.service.view("routes", {**unknown, "text": "1"}) == ["no route to 192.0.2.0/24"]
+        assert asked(one, "routes", unknown) == []
+        assert told(one, "routes", unknown) == ["no route to 192.0.2.0/24"]
         for name, arguments, word in (
             ("frob", {}, "no view"),
             ("log", {}, "which peer"),
@@ -173,7 +185,7 @@ async def test_what_can_be_asked(tmp_path: Path, block: str) -> None:
             ("routes", {"prefix": "nonsense"}, "nonsense"),
         ):
             with pytest.raises(UsageError, match=word):
-                one.service.view(name, arguments)
+                asked(one, name, arguments)
 
 
 async def test_a_speaker_that_does_not_run_yet_has_nothing_to_say(tmp_path: Path, block: str) -> None:
@@ -218,8 +230,8 @@ async def test_passwords_that_differ_are_a_finding(
         await until(lambda: [f.code for f in one.port.findings] == ["bgp-md5"], "it is told")
         (finding,) = one.port.findings
         assert finding.message.endswith("there is no session with h2")
-        await until(lambda: kind in next(iter(one.service.view("peers", {}))).get("dropped_here", {}), "as a value")
-        (peer,) = one.service.view("peers", {})
+        await until(lambda: kind in asked(one, "peers", {})[0].get("dropped_here", {}), "as a value")
+        (peer,) = asked(one, "peers", {})
         assert peer["dropped_here"][kind] > 0
         assert "this host has dropped" in peer["why_down"]
         # With one password everywhere the session comes up, and nothing is left of it.

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from netagent import api, health
+from netagent.contract import Answer
 from netagent.errors import UsageError
 from netagent.model import Finding
 from netagent.status import (
@@ -135,10 +136,10 @@ class View:
     def objects(self, kinds: Collection[str] = ()) -> Iterable[ObjectView]:
         return (view for view in self.views if not kinds or view.kind in kinds)
 
-    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Iterable[Any]:
+    def backend_view(self, backend: str, view: str, arguments: Mapping[str, str]) -> Answer:
         if (backend, view) != ("bgp", "peers"):
             raise UsageError(f"the {backend} backend has no view {view!r}", remedy="There is peers")
-        return [f"the arguments are {sorted(arguments)}"] if "text" in arguments else [dict(arguments)]
+        return Answer(iter((dict(arguments),)), lambda values: [f"the arguments are {sorted(*values)}"])
 
     async def plan(self) -> Sequence[Step]:
         return self.steps

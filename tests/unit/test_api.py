@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from netagent import api
 from netagent.api import server as server_module
 from netagent.api.client import Client
 from netagent.api.server import Server, parse_listen
+from netagent.contract import Answer
 from netagent.errors import AgentUnavailable, ConfigError, KernelError, NetagentError
 from netagent.health import judged
 from netagent.status import Step
@@ -65,6 +66,34 @@ async def get(path: Path, url: str) -> tuple[int, Any]:
 
 
 # ----------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("query", ["", "?text=1"])
+async def test_a_long_answer_lets_others_have_their_turn(
+    server: Server, view: View, tmp_path: Path, query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SLICE", 0.0)
+    made = 0
+    seen: set[int] = set()
+
+    def values() -> Iterator[int]:
+        nonlocal made
+        for number in range(1, 101):
+            made = number
+            yield number
+
+    async def other() -> None:
+        while True:
+            seen.add(made)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(view, "backend_view", lambda *_: Answer(values(), lambda all_: map(str, all_)))
+    task = asyncio.create_task(other())
+    code, answer = await get(tmp_path / api.SOCKET_NAME, f"/v1/backend/bgp/routes{query}")
+    task.cancel()
+    numbers = range(1, 101)
+    assert (code, answer) == (200, [str(number) for number in numbers] if query else list(numbers))
+    assert len(seen) > 90
 
 
 async def test_views_come_as_they_are(server: Server, view: View, client: Client) -> None:

@@ -454,8 +454,8 @@ def test_routes_kept_while_their_peer_restarts_are_marked() -> None:
         ):
             routes = [item["routes"][0] if view == "routes" else item for item in items]
             found[view] = {item["prefix"] for item, route in zip(items, routes, strict=True) if route["stale"]}
-            agent = show.view(view, {"peer": "2", "text": "1"}, speaker, 0, publisher)
-            for lines in (agent, daemon_show.lines(view, True, items)):
+            agent = show.view(view, {"peer": "2"}, speaker, 0, publisher)
+            for lines in (agent.lines(list(agent.values)), daemon_show.lines(view, True, items)):
                 assert sum("(stale)" in line for line in lines) == len(found[view])
         return found
 
