@@ -1,8 +1,9 @@
 """Many BFD sessions: whose packet it is, whose turn it is, and who leaves (RFC 5880 section 6.3, 5881, 5883).
 
 Rule: a packet that names our discriminator belongs to that session, and only one that names none is told by its
-sender's address. On the link nothing counts that has crossed a router: its TTL would not be 255 any more.
-Discriminators are random: who cannot see packets cannot name one.
+sender's address, and while a session is Up by the sender's discriminator as well: addresses can be forged. On the link
+nothing counts that has crossed a router: its TTL would not be 255 any more. Discriminators are random: who cannot see
+packets cannot name one.
 """
 
 from __future__ import annotations
@@ -188,6 +189,9 @@ class Sessions:
         member = self._mine.get(packet.yours) if packet.yours else self._by_place.get((source, multihop))
         if member is None:
             self._drop("of no session" if packet.yours else "of no neighbour")
+            return
+        if not packet.yours and not member.session.may_be_from(packet.mine):
+            self._drop("of no session")
             return
         if member.place.multihop is not multihop:
             self._drop("on the other port")

@@ -1,0 +1,59 @@
+"""What strangers and broken neighbours send to BFD: it costs little, reaches no session, and ends none."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from bfd.packet import Packet, State
+from bfd.sessions import Place, Sessions
+from tests.support.bfd import FAR, FAST, Two
+
+THEIRS = 77
+
+
+def packet(state: State, yours: int = 0, mine: int = THEIRS, **fields: int | bool) -> bytes:
+    wanted: dict[str, int | bool] = {"multiplier": 3, "desired_tx": 100_000, "required_rx": 100_000, **fields}
+    return Packet(state, mine, yours, **wanted).encode()  # type: ignore[arg-type]
+
+
+def standing(*, multihop: bool = False) -> tuple[Sessions, int]:
+    """A session that is Up since time 1, and our discriminator."""
+    made = Sessions(Random(1).random)
+    made.set(1, Place(FAR, multihop=multihop), FAST, 0.0)
+    mine = made.members[1].session.mine
+    made.receive(packet(State.INIT, mine), FAR, 255, 1.0, multihop=multihop)
+    assert made.members[1].session.state is State.UP
+    return made, mine
+
+
+# ------------------------------------------------------------------------------------------------------ strangers
+
+
+@pytest.mark.parametrize("multihop", [False, True])
+@pytest.mark.parametrize("state", [State.DOWN, State.ADMIN_DOWN])
+def test_a_forged_source_ends_no_session(state: State, multihop: bool) -> None:
+    """RFC 5880 section 6.3 leaves it to us how a packet that names nobody finds its session.
+
+    One that is Up is also to be named by the neighbour's own discriminator, which a stranger has to guess.
+    """
+    made, _ = standing(multihop=multihop)
+    session = made.members[1].session
+    made.receive(packet(state, mine=THEIRS + 1), FAR, 255, 1.1, multihop=multihop)
+    assert (session.state, session.heard_at, made.dropped) == (State.UP, 1.0, {"of no session": 1})
+    made.receive(packet(state), FAR, 255, 1.1, multihop=multihop)
+    assert session.state is State.DOWN
+
+
+def test_a_neighbour_that_has_forgotten_us_is_met_again() -> None:
+    """Its BFD was started anew: what it had is found silent, and then it is taken by its address."""
+    two = Two(FAST)
+    two.run(3)
+    two.ends[1] = Sessions(Random(8).random)
+    two.ends[1].set(1, Place(bytes((10, 0, 0, 1))), FAST, two.now)
+    began = two.now
+    two.run(began + 0.5, done=lambda: two.session(0).failures == 1)
+    assert two.session(0).failures == 1
+    two.run(began + 5)
+    assert (two.session(0).state, two.session(1).state) == (State.UP, State.UP)
