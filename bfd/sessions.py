@@ -1,9 +1,9 @@
 """Many BFD sessions: whose packet it is, whose turn it is, and who leaves (RFC 5880 section 6.3, 5881, 5883).
 
 Rule: a packet that names our discriminator belongs to that session, and only one that names none is told by its
-sender's address, and while a session is Up by the sender's discriminator as well: addresses can be forged. On the link
-nothing counts that has crossed a router: its TTL would not be 255 any more. Discriminators are random: who cannot see
-packets cannot name one.
+sender's address, and while a session is Up by the sender's discriminator as well: addresses can be forged. On the
+link nothing counts that has crossed a router: its TTL would not be 255 any more. Discriminators are random: who
+cannot see packets cannot name one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ LONGEST_FAREWELL = 1.0
 MOST_PACKETS = 12_000
 """Packets a second that all sessions together send at most; what many of them ask for is slowed down to that."""
 _FILLED = 0.9
+_FEW = 64
+"""Turns that are no more, beside four a session, until they are taken out: some lie days ahead."""
 _STEP = 1.25
 
 
@@ -134,6 +136,7 @@ class Sessions:
         other = self._by_place.get((place.remote, place.multihop))
         if other is not None:  # the same neighbour from another address of ours
             del self.members[other.key], self._mine[other.session.mine]
+            self._changed.pop(other.key, None)
             self._asked -= _pace(other.wanted)
         for number, leaving in list(self._leaving.items()):
             if (leaving.place.remote, leaving.place.multihop) == (place.remote, place.multihop):
@@ -149,8 +152,10 @@ class Sessions:
         return member
 
     def remove(self, key: int, now: float) -> None:
-        """End a session: a neighbour that has one with us is told AdminDown first."""
-        member = self.members.pop(key)
+        """End a session, if there is one: a neighbour that has one with us is told AdminDown first."""
+        member = self.members.pop(key, None)
+        if member is None:  # another key has its neighbour now
+            return
         self._changed.pop(key, None)
         self._asked -= _pace(member.wanted)
         if self._by_place.get((member.place.remote, member.place.multihop)) is member:
@@ -269,6 +274,11 @@ class Sessions:
         if at < member.scheduled:
             member.scheduled = at
             heapq.heappush(self._timers, (at, session.mine))
+            if len(self._timers) > 4 * len(self._mine) + _FEW:
+                self._timers[:] = [
+                    (each.scheduled, mine) for mine, each in self._mine.items() if each.scheduled < inf
+                ]
+                heapq.heapify(self._timers)
 
     def _gone(self, mine: int) -> None:
         self._leaving.pop(mine, None)

@@ -57,3 +57,42 @@ def test_a_neighbour_that_has_forgotten_us_is_met_again() -> None:
     assert two.session(0).failures == 1
     two.run(began + 5)
     assert (two.session(0).state, two.session(1).state) == (State.UP, State.UP)
+
+
+# ---------------------------------------------------------------------------------------------- a hostile neighbour
+
+
+def test_timers_that_never_end_leave_nothing_behind() -> None:
+    """It wants no packets, would be silent for 12 days, and polls: each answer is one turn, and no more is kept."""
+    made, mine = standing()
+    now = 1.0
+    for _ in range(2000):
+        made.receive(
+            packet(State.UP, mine, multiplier=255, desired_tx=0xFFFFFFFF, required_rx=0, poll=True),
+            FAR,
+            255,
+            now,
+            multihop=False,
+        )
+        while made.deadline() <= now + 0.01:
+            made.expire(max(now, made.deadline()), now)
+        now += 0.01
+    assert len(made._timers) < 200
+
+
+# ---------------------------------------------------------------------------------------------------- odd orders
+
+
+def test_an_order_for_a_session_that_another_has_taken_over() -> None:
+    """One neighbour under two keys, as when a peer is renamed: the later one has it, and the earlier one may go."""
+    made, _ = standing()
+    session = made.members[1].session
+    made.set(2, Place(FAR), FAST, 2.0)
+    made.remove(1, 2.0)
+    assert (made.members[2].session, session.state) == (session, State.UP)
+    made.set(3, Place(FAR, bytes((10, 0, 0, 9))), FAST, 2.0)
+    made.remove(2, 2.0)
+    assert list(made.members) == [3]
+    made.remove(3, 2.0)
+    made.set(4, Place(FAR), FAST, 2.0)
+    assert (made.slowdown, list(made.members), made.leaving) == (1.0, [4], 0)
