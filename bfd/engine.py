@@ -20,6 +20,7 @@ import time
 from collections import deque
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from bfd import orders, scheduling
 from bfd.sessions import Place, Sessions
@@ -96,6 +97,7 @@ class Engine:
         self._path = path
         self._tag = tag
         self._listener: socket.socket | None = None
+        self._listens_at: os.stat_result | None = None
         self._outlive = 0.0
         self._unclaimed_until = inf
         self.sessions = Sessions(random.SystemRandom().random)
@@ -195,6 +197,7 @@ class Engine:
                 Path(self._path).unlink()  # of one that has crashed: the client has found nobody there
             listener.bind(self._path)
             listener.listen(4)
+            self._listens_at = Path(self._path).stat()
         except OSError as error:
             listener.close()
             self._tell({"problem": f"{self._path}: {error.strerror}"})
@@ -206,10 +209,13 @@ class Engine:
 
     def _unlisten(self) -> None:
         if self._listener is not None:
+            assert self._listens_at is not None
+            self._poll.unregister(self._listener)
             self._listener.close()
             self._listener = None
             with contextlib.suppress(OSError):
-                Path(self._path).unlink()
+                if os.path.samestat(Path(self._path).stat(), self._listens_at):  # it may be a successor's by now
+                    Path(self._path).unlink()
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -257,8 +263,13 @@ class Engine:
             self._stop()
 
     def _obey(self, octets: bytes) -> None:
-        order = orders.value_of(octets)
-        now = time.monotonic()
+        try:
+            self._follow(orders.value_of(octets), time.monotonic())
+        except (ValueError, KeyError, TypeError) as error:
+            self._tell({"refused": f"{octets[:200]!r}: {error!r}"})
+
+    def _follow(self, order: dict[str, Any], now: float) -> None:
+        """Raises ValueError, KeyError or TypeError, and has done nothing, where the order is none."""
         if order["do"] == "set":
             key, place, timing, resumed = orders.set_of(order)
             self.sessions.set(key, place, timing, now, resumed)
@@ -272,14 +283,18 @@ class Engine:
         elif order["do"] == "hello":
             self._introduce()
         elif order["do"] == "outlive":
-            self._outlive = order["seconds"]
+            self._outlive = float(order["seconds"])
             self.sessions.set_independent(self._outlive > 0 and self._listener is not None, now)
         elif order["do"] == "yield":
             self._yielded = True
-        else:
+        elif order["do"] == "stop":
             self._stop()
+        else:
+            raise ValueError("there is no such order")
 
     def _stop(self) -> None:
+        """Say goodbye to all. Nobody is to find us while we do."""
+        self._unlisten()
         self._stopping = True
         self.sessions.stop(time.monotonic())
 

@@ -114,7 +114,7 @@ class Sessions:
             self.remove(key, now)
 
     def _adopt(self, key: int, place: Place) -> Member | None:
-        """A session that is there already under another key, from another owner."""
+        """A session that is there already under another key, from another owner, who counts from none."""
         member = self._by_place.get((place.remote, place.multihop))
         if member is None or member.place != place:
             return None
@@ -122,6 +122,7 @@ class Sessions:
         self._changed.pop(member.key, None)
         member.key = key
         member.session.changed = True
+        member.session.failures = 0
         self.members[key] = member
         return member
 
