@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import select
 import socket
 import time
@@ -359,25 +360,22 @@ class Engine:
         self._open_again = inf
         for mine in [mine for mine in self._senders if not self.sessions.known(mine)]:
             self._senders.pop(mine).close()
-        wanted: dict[Where, None] = {}
-        for member in self.sessions.members.values():
-            wanted[self._where(member.place)] = None
-        for local, multihop in list(wanted):
-            everything = (bytes(len(local)), multihop)
-            if any(local) and everything in wanted:
-                del wanted[local, multihop]  # one that hears all is enough, and the kernel has no room for both
+        wanted = dict.fromkeys(self._where(member.place) for member in self.sessions.members.values())
         if self.sessions.leaving:
             wanted.update(dict.fromkeys(self._receivers))  # their answers are awaited
             self._places_changed = True
         before = dict(self._problems)
         self._problems.clear()
         for where in self._receivers.keys() - wanted.keys():
-            receiver = self._receivers.pop(where)
-            self._poll.unregister(receiver.sock)
-            receiver.close()
-        for where in wanted:
-            if where in self._receivers:
+            self._close(where)
+        for where in sorted(wanted, key=lambda where: any(where[0])):
+            everything = (bytes(len(where[0])), where[1])
+            if where in self._receivers or everything in self._receivers:  # one that hears all is enough
                 continue
+            if where == everything:  # the kernel has no room for those beside it
+                for each in list(self._receivers):
+                    if (bytes(len(each[0])), each[1]) == everything:
+                        self._close(each)
             try:
                 receiver = self._receivers[where] = Receiver(where[0], multihop=where[1])
                 self._poll.register(receiver.sock, select.POLLIN)
@@ -387,7 +385,14 @@ class Engine:
         if before != self._problems:
             self._unreported.update(dict.fromkeys(self.sessions.members))
 
+    def _close(self, where: Where) -> None:
+        receiver = self._receivers.pop(where)
+        self._poll.unregister(receiver.sock)
+        receiver.close()
+
 
 def serve(descriptor: int, path: str, tag: str) -> None:
     """Serve the owner whose socket is the descriptor, and those who come after it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session has a socket
     Engine(socket.socket(fileno=descriptor), path, tag).run()
