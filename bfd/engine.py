@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bfd import orders, scheduling
-from bfd.sessions import Place, Sessions
-from bfd.sockets import Receiver, SocketError, local_of, sender, text
+from bfd.sessions import Member, Place, Sessions
+from bfd.sockets import Receiver, SocketError, local_of, port_from, sender, text
 
 _LATE = 0.020
 """Seconds of delay after which nobody is judged for as long."""
@@ -45,10 +45,11 @@ Where = tuple[bytes, bool]
 class Sender:
     """A session's socket, opened when it is needed."""
 
-    __slots__ = ("failing_since", "local", "next_try", "problem", "sock")
+    __slots__ = ("failing_since", "local", "next_try", "port", "problem", "sock")
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.sock: socket.socket | None = None
+        self.port = port
         self.local = ""
         self.problem = ""
         self.next_try = -inf
@@ -60,8 +61,8 @@ class Sender:
         if self.sock is None and now >= self.next_try:
             self.next_try = now + _RETRY
             try:
-                self.sock = sender(place.remote, place.local, multihop=place.multihop)
-                self.local, self.problem = text(local_of(self.sock)), ""
+                self.sock = sender(place.remote, place.local, multihop=place.multihop, port=self.port)
+                self.local, self.port, self.problem = text(local_of(self.sock)), port_from(self.sock), ""
             except SocketError as error:
                 self.problem = str(error)
         if self.sock is not None:
@@ -151,7 +152,7 @@ class Engine:
         for place, mine, packet in self.sessions.expire(now, heard_until if now >= self._judge_from else -inf):
             each = self._senders.get(mine)
             if each is None:
-                each = self._senders[mine] = Sender()
+                each = self._senders[mine] = Sender(self.sessions.port_of(mine))
             if each.send(place, packet, now) and (key := self.sessions.key_of(mine)) is not None:
                 self._unreported[key] = None
         if now >= self._unclaimed_until:
@@ -231,7 +232,7 @@ class Engine:
         self._tell({"hello": os.getpid(), "tag": self._tag})
         self._tell({"scheduling": self._scheduling})
         for member in self.sessions.members.values():
-            self._messages.append(orders.message(orders.found(member.place, orders.status(member.session, "", ""))))
+            self._messages.append(orders.message(orders.found(member.place, self._status(member))))
         self._messages.append(orders.message({"found_all": True}))
 
     def _owner(self, events: int) -> None:
@@ -313,16 +314,18 @@ class Engine:
                 key = next(iter(self._unreported))
                 member = self.sessions.members.get(key)
                 if member is not None:
-                    each = self._senders.get(member.session.mine) or Sender()
-                    problem = each.problem or self._problems.get(self._where(member.place), "")
-                    shown = orders.status(member.session, each.local, problem)
-                    self._control.send(orders.message({"key": key, "status": shown}))
+                    self._control.send(orders.message({"key": key, "status": self._status(member)}))
                 del self._unreported[key]
         except (BlockingIOError, InterruptedError):
             self._blocked = True
             self._watch_control()
         except OSError:
             self._messages.clear()  # it has gone: reading will tell
+
+    def _status(self, member: Member) -> dict[str, Any]:
+        each = self._senders.get(member.session.mine) or Sender(member.port)
+        problem = each.problem or self._problems.get(self._where(member.place), "")
+        return orders.status(member.session, each.local, each.port, problem)
 
     def _watch_control(self) -> None:
         if self._control is not None:

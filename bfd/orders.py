@@ -55,6 +55,8 @@ class Status:
     mine: int = 0
     yours: int = 0
     local: str = ""
+    port: int = 0
+    """Where our packets come from."""
     problem: str = ""
     sent: int = 0
     received: int = 0
@@ -68,7 +70,8 @@ class Status:
         """What a new process needs to go on with the session."""
         if not (self.up and self.mine and self.yours and self.remote_multiplier):
             return None
-        return asdict(Resumed(self.mine, self.yours, self.remote_multiplier, self.remote_min_tx, self.remote_min_rx))
+        timers = (self.remote_multiplier, self.remote_min_tx, self.remote_min_rx)
+        return asdict(Resumed(self.mine, self.yours, *timers, self.port))
 
 
 @dataclass(slots=True)
@@ -83,7 +86,7 @@ class Health:
     """Packets discarded, by reason."""
 
 
-def status(session: Session, local: str, problem: str) -> dict[str, Any]:
+def status(session: Session, local: str, port: int, problem: str) -> dict[str, Any]:
     """A report's content: the fields of Status."""
     return {
         "state": session.state.name.lower(),
@@ -109,6 +112,7 @@ def status(session: Session, local: str, problem: str) -> dict[str, Any]:
         "mine": session.mine,
         "yours": session.remote_discriminator,
         "local": local,
+        "port": port,
         "problem": problem,
     }
 

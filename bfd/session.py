@@ -53,6 +53,8 @@ class Resumed:
     desired_tx: int
     required_rx: int
     """The last three are the neighbour's."""
+    port: int = 0
+    """Where our packets came from, if that is known."""
 
 
 class Session:

@@ -52,11 +52,13 @@ class Wanted(NamedTuple):
 class Member:
     """A session and what is kept beside it."""
 
-    __slots__ = ("farewell_until", "farewells", "key", "place", "scheduled", "session", "wanted")
+    __slots__ = ("farewell_until", "farewells", "key", "place", "port", "scheduled", "session", "wanted")
 
-    def __init__(self, key: int, place: Place, wanted: Timing, session: Session) -> None:
+    def __init__(self, key: int, place: Place, wanted: Timing, session: Session, port: int) -> None:
         self.key = key
         self.place = place
+        self.port = port
+        """Where our packets came from before this process; 0: not known."""
         self.wanted = wanted
         """The timing that was asked for; the session's own may be slower."""
         self.session = session
@@ -145,9 +147,10 @@ class Sessions:
         mine = resumed.mine if resumed is not None and resumed.mine not in self._mine else self._draw()
         if resumed is not None and resumed.mine != mine:
             resumed = None
+        port = resumed.port if resumed is not None else 0
         session = Session(mine, self._slowed(timing), self._random, now, resumed)
         session.independent = self.independent
-        member = self.members[key] = self._mine[mine] = Member(key, place, timing, session)
+        member = self.members[key] = self._mine[mine] = Member(key, place, timing, session, port)
         self._by_place[place.remote, place.multihop] = member
         self._asked += _pace(timing)
         return member
@@ -255,6 +258,11 @@ class Sessions:
         """The key of the session with that discriminator; None where it is leaving or gone."""
         member = self._mine.get(mine)
         return member.key if member is not None and not member.farewell_until else None
+
+    def port_of(self, mine: int) -> int:
+        """Where packets of that session came from, by another process; 0: not known."""
+        member = self._mine.get(mine)
+        return member.port if member is not None else 0
 
     def known(self, mine: int) -> bool:
         """Whether there is something left to send with that discriminator."""

@@ -231,12 +231,13 @@ async def test_a_killed_process_has_a_successor(here: None) -> None:
         one.want(Place(FAR, NEAR), patient)
         other.want(Place(NEAR, FAR), patient)
         await both_up(one, other)
-        before, mine, pid = len(other.heard), one.status.mine, one.client.pid
+        before, mine, pid, port = len(other.heard), one.status.mine, one.client.pid, one.status.port
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(lambda: one.client.pid not in (None, pid), "another process")
         await both_up(one, other)
-        assert one.status.mine == mine
+        assert (one.status.mine, one.status.port) == (mine, port)  # RFC 5881 section 4
+        assert 49152 <= port <= 65535
         assert (one.status.failures, len(other.heard)) == (0, before)
         assert one.client.restarts == 1
 
