@@ -112,6 +112,8 @@ class Receiver:
 def sender(remote: bytes, local: bytes, *, multihop: bool, port: int = 0) -> socket.socket:
     """A socket whose `send` reaches the neighbour, from that port if it is free. Raises SocketError."""
     where = text(remote)
+    if len(remote) == 16 and remote[0] == 0xFE and remote[1] & 0xC0 == 0x80:
+        raise SocketError(f"{where} is link-local, and its interface is not known: give the peer a global address")
     try:
         sock = _new(remote)
     except OSError as error:

@@ -187,6 +187,29 @@ def test_packets_come_in_order_with_the_time_at_which_they_came(here: None) -> N
         receiver.close()
 
 
+@pytest.mark.parametrize("jump", [-1e9, -0.5, 0.5, 1e9])
+def test_a_clock_that_jumps_is_not_believed(here: None, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """The kernel's stamps are of the wall clock: what they say lies between our last look and this one."""
+    receiver = Receiver(NEAR, multihop=False)
+    out = sender(NEAR, FAR, multihop=False)
+    heard: list[float] = []
+
+    def take(data: bytes, source: bytes, ttl: int, at: float, multihop: bool) -> None:
+        heard.append(at)
+
+    try:
+        emptied = receiver.drain(9, take)
+        out.send(Packet(State.DOWN, 7, 0, 3, 100_000, 100_000).encode())
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + jump)  # it was set after the packet had come
+        until = receiver.drain(9, take)
+    finally:
+        out.close()
+        receiver.close()
+    assert len(heard) == 1
+    assert emptied <= heard[0] <= until
+
+
 def test_a_port_that_another_has(here: None) -> None:
     """All addresses beside one of ours: we have that one. The same address: it says what to do."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:

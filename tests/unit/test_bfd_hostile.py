@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from random import Random
 
 import pytest
 
 from bfd.packet import Packet, State
 from bfd.sessions import Place, Sessions
+from bfd.sockets import SocketError, sender
 from tests.support.bfd import FAR, FAST, Two
 
 THEIRS = 77
@@ -57,6 +59,13 @@ def test_a_neighbour_that_has_forgotten_us_is_met_again() -> None:
     assert two.session(0).failures == 1
     two.run(began + 5)
     assert (two.session(0).state, two.session(1).state) == (State.UP, State.UP)
+
+
+@pytest.mark.parametrize("link_local", ["fe80::1", "febf::1"])
+def test_a_link_local_neighbour_is_told_of(link_local: str) -> None:
+    """A peer that connects to us may have such an address; where it is, is not known."""
+    with pytest.raises(SocketError, match=f"{link_local} is link-local.*give the peer a global address"):
+        sender(socket.inet_pton(socket.AF_INET6, link_local), b"", multihop=False)
 
 
 # ---------------------------------------------------------------------------------------------- a hostile neighbour
