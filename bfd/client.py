@@ -65,7 +65,7 @@ class Client:
         self._names: dict[int, str] = {}
         self._last_key = 0
         self._failures: dict[str, int] = {}
-        """What the process has counted, as far as it was acted on; missing until it is heard of first."""
+        """What the process has counted for us, as far as it was acted on."""
         self._control: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -187,9 +187,11 @@ class Client:
         loop.add_reader(control, self._readable)
         self._order({"do": "outlive", "seconds": self._outlive})
         for number, (place, known) in enumerate(self._found.items(), 1):  # for whoever wants them later
-            if (resumed := known.resumable()) is not None:
-                timing = Timing(known.min_tx, known.min_rx, known.multiplier)
-                self._order(orders.to_set(-number, place, timing, resumed))
+            resumed = known.resumable()
+            with contextlib.suppress(ValueError):  # its release had other bounds
+                if resumed is not None:
+                    timing = Timing(known.min_tx, known.min_rx, known.multiplier)
+                    self._order(orders.to_set(-number, place, timing, resumed))
         self._found = {}
         for name, wanted in self._wanted.items():
             resumed = self.status[name].resumable()
@@ -204,11 +206,16 @@ class Client:
             if not self.path:
                 raise FileNotFoundError
             control.connect(self.path)
+            with contextlib.suppress(TimeoutError, ValueError, KeyError, TypeError):  # silent, or of another language
+                async with asyncio.timeout(_ANSWER):
+                    if await self._hear_out(control):
+                        return control
+            # It is to let go of the ports: when this returns, unless it is stuck.
+            control.send(orders.message({"do": "yield"}))
             async with asyncio.timeout(_ANSWER):
-                same = await self._hear_out(control)
-            if same:
-                return control
-        except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+                while await asyncio.get_running_loop().sock_recv(control, orders.LONGEST):
+                    pass
+        except (OSError, TimeoutError):
             pass
         except BaseException:
             control.close()
@@ -217,7 +224,7 @@ class Client:
         return None
 
     async def _hear_out(self, control: socket.socket) -> bool:
-        """What the process has; whether it is of our make. One that is not has ended when this returns."""
+        """What the process has; whether it is of our make."""
         loop = asyncio.get_running_loop()
         control.send(orders.message({"do": "hello"}))
         tag = ""
@@ -228,16 +235,13 @@ class Client:
             elif "scheduling" in report:
                 self.health.scheduling = report["scheduling"]
             elif "found" in report:
-                self._found[orders.place_of(report["found"])] = Status(**report["status"])
+                self._found[orders.place_of(report["found"])] = orders.known_of(report["status"])
             elif "found_all" in report:
                 break
-        if tag == make():
-            self._found = {}
-            return True
-        control.send(orders.message({"do": "yield"}))
-        while await loop.sock_recv(control, orders.LONGEST):
-            pass
-        return False
+        if tag != make():
+            return False
+        self._found = {}
+        return True
 
     async def _spawn(self) -> socket.socket:
         """A process of our own. Raises OSError."""
@@ -341,13 +345,15 @@ class Client:
             self.health.latest, self.health.slowdown = report["latest"], report["slowdown"]
         elif "problem" in report:
             log.warning("BFD's process will not outlive us: %s", report["problem"])
+        elif "refused" in report:
+            log.error("BFD's process does not understand an order: %s", report["refused"])
         elif "stopped" in report and self._stopped is not None:
             self._stopped.set()
 
     def _learn(self, name: str, fields: dict[str, Any]) -> None:
         before = self.status[name]
         # Counted over all processes, so that nobody sees a number grow smaller.
-        missed = fields["failures"] - self._failures.get(name, fields["failures"])
+        missed = fields["failures"] - self._failures.get(name, 0)
         self._failures[name] = fields["failures"]
         fields["failures"] = before.failures + missed
         now = Status(

@@ -14,16 +14,18 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import select
 import socket
 import time
 from collections import deque
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from bfd import orders, scheduling
-from bfd.sessions import Place, Sessions
-from bfd.sockets import Receiver, SocketError, local_of, sender, text
+from bfd.sessions import Member, Place, Sessions
+from bfd.sockets import Receiver, SocketError, local_of, port_from, sender, text
 
 _LATE = 0.020
 """Seconds of delay after which nobody is judged for as long."""
@@ -43,10 +45,11 @@ Where = tuple[bytes, bool]
 class Sender:
     """A session's socket, opened when it is needed."""
 
-    __slots__ = ("failing_since", "local", "next_try", "problem", "sock")
+    __slots__ = ("failing_since", "local", "next_try", "port", "problem", "sock")
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.sock: socket.socket | None = None
+        self.port = port
         self.local = ""
         self.problem = ""
         self.next_try = -inf
@@ -58,8 +61,8 @@ class Sender:
         if self.sock is None and now >= self.next_try:
             self.next_try = now + _RETRY
             try:
-                self.sock = sender(place.remote, place.local, multihop=place.multihop)
-                self.local, self.problem = text(local_of(self.sock)), ""
+                self.sock = sender(place.remote, place.local, multihop=place.multihop, port=self.port)
+                self.local, self.port, self.problem = text(local_of(self.sock)), port_from(self.sock), ""
             except SocketError as error:
                 self.problem = str(error)
         if self.sock is not None:
@@ -96,6 +99,7 @@ class Engine:
         self._path = path
         self._tag = tag
         self._listener: socket.socket | None = None
+        self._listens_at: os.stat_result | None = None
         self._outlive = 0.0
         self._unclaimed_until = inf
         self.sessions = Sessions(random.SystemRandom().random)
@@ -148,7 +152,7 @@ class Engine:
         for place, mine, packet in self.sessions.expire(now, heard_until if now >= self._judge_from else -inf):
             each = self._senders.get(mine)
             if each is None:
-                each = self._senders[mine] = Sender()
+                each = self._senders[mine] = Sender(self.sessions.port_of(mine))
             if each.send(place, packet, now) and (key := self.sessions.key_of(mine)) is not None:
                 self._unreported[key] = None
         if now >= self._unclaimed_until:
@@ -195,6 +199,7 @@ class Engine:
                 Path(self._path).unlink()  # of one that has crashed: the client has found nobody there
             listener.bind(self._path)
             listener.listen(4)
+            self._listens_at = Path(self._path).stat()
         except OSError as error:
             listener.close()
             self._tell({"problem": f"{self._path}: {error.strerror}"})
@@ -206,10 +211,13 @@ class Engine:
 
     def _unlisten(self) -> None:
         if self._listener is not None:
+            assert self._listens_at is not None
+            self._poll.unregister(self._listener)
             self._listener.close()
             self._listener = None
             with contextlib.suppress(OSError):
-                Path(self._path).unlink()
+                if os.path.samestat(Path(self._path).stat(), self._listens_at):  # it may be a successor's by now
+                    Path(self._path).unlink()
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -224,7 +232,7 @@ class Engine:
         self._tell({"hello": os.getpid(), "tag": self._tag})
         self._tell({"scheduling": self._scheduling})
         for member in self.sessions.members.values():
-            self._messages.append(orders.message(orders.found(member.place, orders.status(member.session, "", ""))))
+            self._messages.append(orders.message(orders.found(member.place, self._status(member))))
         self._messages.append(orders.message({"found_all": True}))
 
     def _owner(self, events: int) -> None:
@@ -257,8 +265,13 @@ class Engine:
             self._stop()
 
     def _obey(self, octets: bytes) -> None:
-        order = orders.value_of(octets)
-        now = time.monotonic()
+        try:
+            self._follow(orders.value_of(octets), time.monotonic())
+        except (ValueError, KeyError, TypeError) as error:
+            self._tell({"refused": f"{octets[:200]!r}: {error!r}"})
+
+    def _follow(self, order: dict[str, Any], now: float) -> None:
+        """Raises ValueError, KeyError or TypeError, and has done nothing, where the order is none."""
         if order["do"] == "set":
             key, place, timing, resumed = orders.set_of(order)
             self.sessions.set(key, place, timing, now, resumed)
@@ -272,14 +285,18 @@ class Engine:
         elif order["do"] == "hello":
             self._introduce()
         elif order["do"] == "outlive":
-            self._outlive = order["seconds"]
+            self._outlive = float(order["seconds"])
             self.sessions.set_independent(self._outlive > 0 and self._listener is not None, now)
         elif order["do"] == "yield":
             self._yielded = True
-        else:
+        elif order["do"] == "stop":
             self._stop()
+        else:
+            raise ValueError("there is no such order")
 
     def _stop(self) -> None:
+        """Say goodbye to all. Nobody is to find us while we do."""
+        self._unlisten()
         self._stopping = True
         self.sessions.stop(time.monotonic())
 
@@ -297,16 +314,18 @@ class Engine:
                 key = next(iter(self._unreported))
                 member = self.sessions.members.get(key)
                 if member is not None:
-                    each = self._senders.get(member.session.mine) or Sender()
-                    problem = each.problem or self._problems.get(self._where(member.place), "")
-                    shown = orders.status(member.session, each.local, problem)
-                    self._control.send(orders.message({"key": key, "status": shown}))
+                    self._control.send(orders.message({"key": key, "status": self._status(member)}))
                 del self._unreported[key]
         except (BlockingIOError, InterruptedError):
             self._blocked = True
             self._watch_control()
         except OSError:
             self._messages.clear()  # it has gone: reading will tell
+
+    def _status(self, member: Member) -> dict[str, Any]:
+        each = self._senders.get(member.session.mine) or Sender(member.port)
+        problem = each.problem or self._problems.get(self._where(member.place), "")
+        return orders.status(member.session, each.local, each.port, problem)
 
     def _watch_control(self) -> None:
         if self._control is not None:
@@ -344,25 +363,22 @@ class Engine:
         self._open_again = inf
         for mine in [mine for mine in self._senders if not self.sessions.known(mine)]:
             self._senders.pop(mine).close()
-        wanted: dict[Where, None] = {}
-        for member in self.sessions.members.values():
-            wanted[self._where(member.place)] = None
-        for local, multihop in list(wanted):
-            everything = (bytes(len(local)), multihop)
-            if any(local) and everything in wanted:
-                del wanted[local, multihop]  # one that hears all is enough, and the kernel has no room for both
+        wanted = dict.fromkeys(self._where(member.place) for member in self.sessions.members.values())
         if self.sessions.leaving:
             wanted.update(dict.fromkeys(self._receivers))  # their answers are awaited
             self._places_changed = True
         before = dict(self._problems)
         self._problems.clear()
         for where in self._receivers.keys() - wanted.keys():
-            receiver = self._receivers.pop(where)
-            self._poll.unregister(receiver.sock)
-            receiver.close()
-        for where in wanted:
-            if where in self._receivers:
+            self._close(where)
+        for where in sorted(wanted, key=lambda where: any(where[0])):
+            everything = (bytes(len(where[0])), where[1])
+            if where in self._receivers or everything in self._receivers:  # one that hears all is enough
                 continue
+            if where == everything:  # the kernel has no room for those beside it
+                for each in list(self._receivers):
+                    if (bytes(len(each[0])), each[1]) == everything:
+                        self._close(each)
             try:
                 receiver = self._receivers[where] = Receiver(where[0], multihop=where[1])
                 self._poll.register(receiver.sock, select.POLLIN)
@@ -372,7 +388,14 @@ class Engine:
         if before != self._problems:
             self._unreported.update(dict.fromkeys(self.sessions.members))
 
+    def _close(self, where: Where) -> None:
+        receiver = self._receivers.pop(where)
+        self._poll.unregister(receiver.sock)
+        receiver.close()
+
 
 def serve(descriptor: int, path: str, tag: str) -> None:
     """Serve the owner whose socket is the descriptor, and those who come after it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session has a socket
     Engine(socket.socket(fileno=descriptor), path, tag).run()

@@ -4,14 +4,15 @@ Rule: a report holds the whole state of a session, so that a later one makes an 
 not be missed is counted in it. Times are those of CLOCK_MONOTONIC, which all processes of a host share.
 
 The owner orders (`do`): hello, outlive (seconds), set, remove, stop (AdminDown to all, then end), yield (end without
-a word). The process answers hello with itself, each session that it has (found), and `found_all`.
+a word). The process answers hello with itself, each session that it has (found), and `found_all`; what it does not
+understand, it refuses. Between releases no more than hello, its answer and yield are said.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from bfd.packet import Diag
@@ -54,6 +55,8 @@ class Status:
     mine: int = 0
     yours: int = 0
     local: str = ""
+    port: int = 0
+    """Where our packets come from."""
     problem: str = ""
     sent: int = 0
     received: int = 0
@@ -65,9 +68,10 @@ class Status:
 
     def resumable(self) -> dict[str, int] | None:
         """What a new process needs to go on with the session."""
-        if not self.up or not self.yours:
+        if not (self.up and self.mine and self.yours and self.remote_multiplier):
             return None
-        return asdict(Resumed(self.mine, self.yours, self.remote_multiplier, self.remote_min_tx, self.remote_min_rx))
+        timers = (self.remote_multiplier, self.remote_min_tx, self.remote_min_rx)
+        return asdict(Resumed(self.mine, self.yours, *timers, self.port))
 
 
 @dataclass(slots=True)
@@ -82,7 +86,7 @@ class Health:
     """Packets discarded, by reason."""
 
 
-def status(session: Session, local: str, problem: str) -> dict[str, Any]:
+def status(session: Session, local: str, port: int, problem: str) -> dict[str, Any]:
     """A report's content: the fields of Status."""
     return {
         "state": session.state.name.lower(),
@@ -108,6 +112,7 @@ def status(session: Session, local: str, problem: str) -> dict[str, Any]:
         "mine": session.mine,
         "yours": session.remote_discriminator,
         "local": local,
+        "port": port,
         "problem": problem,
     }
 
@@ -132,12 +137,18 @@ def set_of(order: Mapping[str, Any]) -> tuple[int, Place, Timing, Resumed | None
     """The other way round."""
     place = place_of(order["place"])
     resumed = order.get("resumed")
-    return order["key"], place, Timing(**order["timing"]), Resumed(**resumed) if resumed else None
+    return int(order["key"]), place, Timing(**order["timing"]), Resumed(**resumed) if resumed else None
 
 
 def found(place: Place, known: Mapping[str, Any]) -> dict[str, Any]:
     """What a process says of a session that it has for a new owner."""
     return {"found": _placed(place), "status": dict(known)}
+
+
+def known_of(status: Mapping[str, Any]) -> Status:
+    """What is understood of a status that another release tells."""
+    names = {each.name for each in fields(Status)}
+    return Status(**{name: value for name, value in status.items() if name in names})
 
 
 def _placed(place: Place) -> list[Any]:

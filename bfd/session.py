@@ -53,6 +53,8 @@ class Resumed:
     desired_tx: int
     required_rx: int
     """The last three are the neighbour's."""
+    port: int = 0
+    """Where our packets came from, if that is known."""
 
 
 class Session:
@@ -183,6 +185,13 @@ class Session:
         self._say(now)
 
     # ------------------------------------------------------------------------------------------------- the world
+
+    def may_be_from(self, discriminator: int) -> bool:
+        """Whether a packet that names nobody, from one with that discriminator, can be meant for this session.
+
+        A neighbour that was started anew has another one, and is met again when its silence was found.
+        """
+        return self.state is not State.UP or discriminator == self.remote_discriminator
 
     def receive(self, packet: Packet, at: float) -> None:
         """A packet for this session that came at that time (section 6.8.6, from where the session is known)."""

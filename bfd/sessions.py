@@ -1,8 +1,9 @@
 """Many BFD sessions: whose packet it is, whose turn it is, and who leaves (RFC 5880 section 6.3, 5881, 5883).
 
 Rule: a packet that names our discriminator belongs to that session, and only one that names none is told by its
-sender's address. On the link nothing counts that has crossed a router: its TTL would not be 255 any more.
-Discriminators are random: who cannot see packets cannot name one.
+sender's address, and while a session is Up by the sender's discriminator as well: addresses can be forged. On the
+link nothing counts that has crossed a router: its TTL would not be 255 any more. Discriminators are random: who
+cannot see packets cannot name one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ LONGEST_FAREWELL = 1.0
 MOST_PACKETS = 12_000
 """Packets a second that all sessions together send at most; what many of them ask for is slowed down to that."""
 _FILLED = 0.9
+_FEW = 64
+"""Turns that are no more, beside four a session, until they are taken out: some lie days ahead."""
 _STEP = 1.25
 
 
@@ -49,11 +52,13 @@ class Wanted(NamedTuple):
 class Member:
     """A session and what is kept beside it."""
 
-    __slots__ = ("farewell_until", "farewells", "key", "place", "scheduled", "session", "wanted")
+    __slots__ = ("farewell_until", "farewells", "key", "place", "port", "scheduled", "session", "wanted")
 
-    def __init__(self, key: int, place: Place, wanted: Timing, session: Session) -> None:
+    def __init__(self, key: int, place: Place, wanted: Timing, session: Session, port: int) -> None:
         self.key = key
         self.place = place
+        self.port = port
+        """Where our packets came from before this process; 0: not known."""
         self.wanted = wanted
         """The timing that was asked for; the session's own may be slower."""
         self.session = session
@@ -111,7 +116,7 @@ class Sessions:
             self.remove(key, now)
 
     def _adopt(self, key: int, place: Place) -> Member | None:
-        """A session that is there already under another key, from another owner."""
+        """A session that is there already under another key, from another owner, who counts from none."""
         member = self._by_place.get((place.remote, place.multihop))
         if member is None or member.place != place:
             return None
@@ -119,6 +124,7 @@ class Sessions:
         self._changed.pop(member.key, None)
         member.key = key
         member.session.changed = True
+        member.session.failures = 0
         self.members[key] = member
         return member
 
@@ -133,6 +139,7 @@ class Sessions:
         other = self._by_place.get((place.remote, place.multihop))
         if other is not None:  # the same neighbour from another address of ours
             del self.members[other.key], self._mine[other.session.mine]
+            self._changed.pop(other.key, None)
             self._asked -= _pace(other.wanted)
         for number, leaving in list(self._leaving.items()):
             if (leaving.place.remote, leaving.place.multihop) == (place.remote, place.multihop):
@@ -140,16 +147,19 @@ class Sessions:
         mine = resumed.mine if resumed is not None and resumed.mine not in self._mine else self._draw()
         if resumed is not None and resumed.mine != mine:
             resumed = None
+        port = resumed.port if resumed is not None else 0
         session = Session(mine, self._slowed(timing), self._random, now, resumed)
         session.independent = self.independent
-        member = self.members[key] = self._mine[mine] = Member(key, place, timing, session)
+        member = self.members[key] = self._mine[mine] = Member(key, place, timing, session, port)
         self._by_place[place.remote, place.multihop] = member
         self._asked += _pace(timing)
         return member
 
     def remove(self, key: int, now: float) -> None:
-        """End a session: a neighbour that has one with us is told AdminDown first."""
-        member = self.members.pop(key)
+        """End a session, if there is one: a neighbour that has one with us is told AdminDown first."""
+        member = self.members.pop(key, None)
+        if member is None:  # another key has its neighbour now
+            return
         self._changed.pop(key, None)
         self._asked -= _pace(member.wanted)
         if self._by_place.get((member.place.remote, member.place.multihop)) is member:
@@ -188,6 +198,9 @@ class Sessions:
         member = self._mine.get(packet.yours) if packet.yours else self._by_place.get((source, multihop))
         if member is None:
             self._drop("of no session" if packet.yours else "of no neighbour")
+            return
+        if not packet.yours and not member.session.may_be_from(packet.mine):
+            self._drop("of no session")
             return
         if member.place.multihop is not multihop:
             self._drop("on the other port")
@@ -246,6 +259,11 @@ class Sessions:
         member = self._mine.get(mine)
         return member.key if member is not None and not member.farewell_until else None
 
+    def port_of(self, mine: int) -> int:
+        """Where packets of that session came from, by another process; 0: not known."""
+        member = self._mine.get(mine)
+        return member.port if member is not None else 0
+
     def known(self, mine: int) -> bool:
         """Whether there is something left to send with that discriminator."""
         return mine in self._mine
@@ -265,6 +283,11 @@ class Sessions:
         if at < member.scheduled:
             member.scheduled = at
             heapq.heappush(self._timers, (at, session.mine))
+            if len(self._timers) > 4 * len(self._mine) + _FEW:
+                self._timers[:] = [
+                    (each.scheduled, mine) for mine, each in self._mine.items() if each.scheduled < inf
+                ]
+                heapq.heapify(self._timers)
 
     def _gone(self, mine: int) -> None:
         self._leaving.pop(mine, None)

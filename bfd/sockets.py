@@ -109,9 +109,11 @@ class Receiver:
         self.sock.close()
 
 
-def sender(remote: bytes, local: bytes, *, multihop: bool) -> socket.socket:
-    """A socket whose `send` reaches the neighbour. Raises SocketError."""
+def sender(remote: bytes, local: bytes, *, multihop: bool, port: int = 0) -> socket.socket:
+    """A socket whose `send` reaches the neighbour, from that port if it is free. Raises SocketError."""
     where = text(remote)
+    if len(remote) == 16 and remote[0] == 0xFE and remote[1] & 0xC0 == 0x80:
+        raise SocketError(f"{where} is link-local, and its interface is not known: give the peer a global address")
     try:
         sock = _new(remote)
     except OSError as error:
@@ -123,7 +125,7 @@ def sender(remote: bytes, local: bytes, *, multihop: bool) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # nobody sends there, and nobody reads
-        _bind_to_a_source_port(sock, local or bytes(len(remote)))
+        _bind_to_a_source_port(sock, local or bytes(len(remote)), port)
         sock.connect((where, port_of(multihop=multihop)))
     except OSError as error:
         sock.close()
@@ -136,6 +138,11 @@ def sender(remote: bytes, local: bytes, *, multihop: bool) -> socket.socket:
 def local_of(sock: socket.socket) -> bytes:
     """The address of ours that a sender's packets come from."""
     return socket.inet_pton(sock.family, str(sock.getsockname()[0]).partition("%")[0])
+
+
+def port_from(sock: socket.socket) -> int:
+    """The port of ours that they come from."""
+    return int(sock.getsockname()[1])
 
 
 def text(address: bytes) -> str:
@@ -154,12 +161,13 @@ def _new(address: bytes) -> socket.socket:
     return sock
 
 
-def _bind_to_a_source_port(sock: socket.socket, local: bytes) -> None:
+def _bind_to_a_source_port(sock: socket.socket, local: bytes, before: int) -> None:
+    """A session keeps its port (RFC 5881 section 4); no two from one address have the same."""
     first, last = SOURCE_PORTS
     for attempt in range(_ATTEMPTS):
         port = first + int.from_bytes(os.urandom(2), "big") % (last - first + 1)
         try:
-            sock.bind((text(local), port))
+            sock.bind((text(local), before if before and not attempt else port))
             return
         except OSError as error:
             if error.errno != errno.EADDRINUSE or attempt == _ATTEMPTS - 1:

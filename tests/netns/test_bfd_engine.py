@@ -187,6 +187,29 @@ def test_packets_come_in_order_with_the_time_at_which_they_came(here: None) -> N
         receiver.close()
 
 
+@pytest.mark.parametrize("jump", [-1e9, -0.5, 0.5, 1e9])
+def test_a_clock_that_jumps_is_not_believed(here: None, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """The kernel's stamps are of the wall clock: what they say lies between our last look and this one."""
+    receiver = Receiver(NEAR, multihop=False)
+    out = sender(NEAR, FAR, multihop=False)
+    heard: list[float] = []
+
+    def take(data: bytes, source: bytes, ttl: int, at: float, multihop: bool) -> None:
+        heard.append(at)
+
+    try:
+        emptied = receiver.drain(9, take)
+        out.send(Packet(State.DOWN, 7, 0, 3, 100_000, 100_000).encode())
+        wall = time.time
+        monkeypatch.setattr(time, "time", lambda: wall() + jump)  # it was set after the packet had come
+        until = receiver.drain(9, take)
+    finally:
+        out.close()
+        receiver.close()
+    assert len(heard) == 1
+    assert emptied <= heard[0] <= until
+
+
 def test_a_port_that_another_has(here: None) -> None:
     """All addresses beside one of ours: we have that one. The same address: it says what to do."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
@@ -231,12 +254,13 @@ async def test_a_killed_process_has_a_successor(here: None) -> None:
         one.want(Place(FAR, NEAR), patient)
         other.want(Place(NEAR, FAR), patient)
         await both_up(one, other)
-        before, mine, pid = len(other.heard), one.status.mine, one.client.pid
+        before, mine, pid, port = len(other.heard), one.status.mine, one.client.pid, one.status.port
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await until(lambda: one.client.pid not in (None, pid), "another process")
         await both_up(one, other)
-        assert one.status.mine == mine
+        assert (one.status.mine, one.status.port) == (mine, port)  # RFC 5881 section 4
+        assert 49152 <= port <= 65535
         assert (one.status.failures, len(other.heard)) == (0, before)
         assert one.client.restarts == 1
 
