@@ -301,7 +301,8 @@ class LeaseSession:
                 lease = None  # of an earlier run with another TTL
         if (moved := self._widened(record, attributes)) is not None:
             return Move(record.key, record.mod_revision, moved, value, self._owner, lease, self.ttl)
-        if value != record.raw or record.node_id != self._id or lease is None:
+        owned = (record.node_id, record.node) == (self._id, self._name)
+        if value != record.raw or not owned or lease is None:
             return Rewrite(record.key, value, self._owner, record.mod_revision, lease, self.ttl)
         if not lease:
             return None

@@ -36,6 +36,19 @@ def test_a_restart_without_state_finds_its_lease_by_id() -> None:
     assert b.state.source == "own"
 
 
+def test_a_restart_under_another_name_keeps_the_subnet_and_writes_the_name() -> None:
+    world = World()
+    before = held(world)
+    before.stopped = True
+    after = world.node("renamed", node_id=before.id, ip="192.168.50.11")
+    world.settle()
+    assert after.state.key == before.state.key
+    assert world.owner(after.state.key) == schema.Owner("renamed", before.id)
+    count = len(after.log)
+    world.settle()
+    assert len(after.log) == count
+
+
 def test_a_restart_after_expiry_takes_the_same_subnet_from_the_state_directory_or_subnet_env() -> None:
     for options in ({"live": True}, {"live": False}, {"keeps": False, "env": True}):
         world = World()
