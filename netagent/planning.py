@@ -35,9 +35,13 @@ COMING_DEADLINE = 5.0
 
 
 class PeerState(msgspec.Struct):
-    """What is remembered of a remote lease: how it is reached, and the state last seen with its time."""
+    """What is remembered of a remote lease: how it is reached, and the state last seen with its time.
+
+    `reached`: the lease as it was when it last announced a backend by which there was a path.
+    """
 
     plan: compose.Peer
+    reached: Lease | None
     since: float = 0.0
     word: str = ""
 
@@ -228,21 +232,18 @@ class Planning:
         """Plan these remote leases, and forget those that went."""
         composer = self.composer
         assert composer is not None
-        names = {standing.backend.name for standing in composer.standing}
         told: dict[str, Lease] = {}
         followers: dict[str, list[tuple[Lease, compose.Peer]]] = {}
         for lease in leases:
-            peer = self._planned(composer, lease)
             told[lease.key] = lease
             state = self.states.get(lease.key)
+            peer, reached = self._reach(composer, lease, state.reached if state is not None else None)
             if state is None:
-                self.states[lease.key] = PeerState(peer)
+                self.states[lease.key] = PeerState(peer, reached)
                 self._put(lease, peer)
                 continue
             before = state.plan
-            if peer.keep and before.objects and before.backend in names:
-                peer = before._replace(findings=peer.findings)
-            state.plan = peer
+            state.plan, state.reached = peer, reached
             if before.objects and before.backend != peer.backend and self._serves(peer.backend):
                 # It goes on by the old way, with the guard of the new one open to it.
                 followers.setdefault(peer.backend, []).append((lease, peer))
@@ -252,6 +253,21 @@ class Planning:
         for name, moving in followers.items():
             self._background(self._follow(self.runners[name], moving), f"peers move to {name}")
         self._consider_retirement()
+
+    def _reach(self, composer: Composer, lease: Lease, earlier: Lease | None) -> tuple[compose.Peer, Lease | None]:
+        """The peer's plan, and the lease that it is made from.
+
+        A peer that announces what leads nowhere from here (we have not followed yet, or cannot) is reached by what it
+        announced earlier: it stays ready for that as long as our own lease announces it.
+        """
+        peer = self._planned(composer, lease)
+        if peer.objects:
+            return peer, lease
+        if earlier is None or _announced(earlier) == _announced(lease):
+            return peer, earlier
+        backend, data, data6 = _announced(earlier)
+        former = self._planned(composer, msgspec.structs.replace(lease, backend=backend, data=data, data6=data6))
+        return (former._replace(findings=peer.findings) if former.objects else peer), earlier
 
     def _planned(self, composer: Composer, lease: Lease) -> compose.Peer:
         try:
@@ -319,3 +335,8 @@ class Planning:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), error, exc_info=error)
+
+
+def _announced(lease: Lease) -> tuple[str, bytes, bytes]:
+    """What a lease says of its node's backend."""
+    return lease.backend, lease.data, lease.data6
