@@ -19,10 +19,11 @@ from typing import Any
 
 import msgspec
 
+from netagent import model
 from netagent.contract import RANK_BASE, RANK_PEER, RANK_RETIRING, RANK_SERVICE, Backend, Context
 from netagent.model import Facts, Family, Finding, Lease, Link, Network, Node, NodeRecord, Object
 from netagent.plan import compose, hostplan
-from netagent.plan.compose import Composer, Standing, Use
+from netagent.plan.compose import Announced, Composer, Standing, Use
 from netagent.reconcile import Reconciler
 from netagent.services import Port, Runner
 
@@ -37,11 +38,11 @@ COMING_DEADLINE = 5.0
 class PeerState(msgspec.Struct):
     """What is remembered of a remote lease: how it is reached, and the state last seen with its time.
 
-    `reached`: the lease as it was when it last announced a backend by which there was a path.
+    `reached`: what its lease announced when there was a path by that last.
     """
 
     plan: compose.Peer
-    reached: Lease | None
+    reached: Announced | None
     since: float = 0.0
     word: str = ""
 
@@ -50,6 +51,14 @@ class PeerState(msgspec.Struct):
         if word != self.word:
             self.word, self.since = word, time.time()
         return self.since
+
+
+class Changeover(msgspec.Struct, frozen=True):
+    """What a restart must know of a change of backend that is under way: `backends` that stand, the active one first
+    and then the previous ones, and by lease key the peers that are `reached` by what they announced earlier."""
+
+    backends: tuple[model.Backend, ...] = ()
+    reached: Mapping[str, Announced] = {}
 
 
 class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,15 +84,37 @@ class Planning:
         self._use: Use | None = None
         self._coming: Use | None = None
         self._previous: tuple[Use, ...] = ()  # the latest first
+        self._configured: list[tuple[Use, model.Backend]] = []  # of all three, as the operator wrote them
+        self._resumed: dict[str, Announced] = {}  # of peers that were not planned in this run yet
         self._retirement: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._promotion: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------------------------------- which backend
 
-    def use(self, backend: Backend, options: Any) -> None:
-        """Plan with this backend and these options, as soon as they stand. `plan` must follow."""
+    def resume(self, uses: Iterable[tuple[Use, model.Backend]], reached: Mapping[str, Announced]) -> None:
+        """Before the first `use`: what stood in an earlier run stands until the network's backend does. Our lease
+        announces the first of these, and some peers may have no other path to this node."""
+        self._configured = list(uses)
+        standing = tuple(use for use, _ in self._configured)
+        self._use, self._previous = (standing[0], standing[1:]) if standing else (None, ())
+        self._resumed = dict(reached)
+
+    def changeover(self, leases: Mapping[str, Lease]) -> Changeover:
+        """For `resume` in the next run. `leases` are those of the cluster as they are now."""
+        standing = [use for use in (self._use, *self._previous) if use is not None]
+        reached = {**self._resumed, **{key: s.reached for key, s in self.states.items() if s.reached is not None}}
+        return Changeover(
+            tuple(config for use in standing for configured, config in self._configured if configured == use),
+            {key: said for key, said in reached.items() if key in leases and said != Announced.by(leases[key])},
+        )
+
+    def use(self, backend: Backend, options: Any, config: model.Backend) -> None:
+        """Plan with this backend and these options, made from `config`, as soon as they stand. `plan` must follow."""
         wanted = Use(backend, options)
+        kept = (self._use, *self._previous)
+        self._configured = [(use, said) for use, said in self._configured if use in kept and use != wanted]
+        self._configured.append((wanted, config))
         if self._use is None:
             self._use = wanted
         elif wanted == self._use:
@@ -237,7 +268,8 @@ class Planning:
         for lease in leases:
             told[lease.key] = lease
             state = self.states.get(lease.key)
-            peer, reached = self._reach(composer, lease, state.reached if state is not None else None)
+            earlier = state.reached if state is not None else self._resumed.pop(lease.key, None)
+            peer, reached = self._reach(composer, lease, earlier)
             if state is None:
                 self.states[lease.key] = PeerState(peer, reached)
                 self._put(lease, peer)
@@ -254,19 +286,21 @@ class Planning:
             self._background(self._follow(self.runners[name], moving), f"peers move to {name}")
         self._consider_retirement()
 
-    def _reach(self, composer: Composer, lease: Lease, earlier: Lease | None) -> tuple[compose.Peer, Lease | None]:
-        """The peer's plan, and the lease that it is made from.
+    def _reach(
+        self, composer: Composer, lease: Lease, earlier: Announced | None
+    ) -> tuple[compose.Peer, Announced | None]:
+        """The peer's plan, and what it announced that the plan is made from.
 
         A peer that announces what leads nowhere from here (we have not followed yet, or cannot) is reached by what it
         announced earlier: it stays ready for that as long as our own lease announces it.
         """
+        now = Announced.by(lease)
         peer = self._planned(composer, lease)
         if peer.objects:
-            return peer, lease
-        if earlier is None or _announced(earlier) == _announced(lease):
+            return peer, now
+        if earlier is None or earlier == now:
             return peer, earlier
-        backend, data, data6 = _announced(earlier)
-        former = self._planned(composer, msgspec.structs.replace(lease, backend=backend, data=data, data6=data6))
+        former = self._planned(composer, msgspec.structs.replace(lease, **earlier._asdict()))
         return (former._replace(findings=peer.findings) if former.objects else peer), earlier
 
     def _planned(self, composer: Composer, lease: Lease) -> compose.Peer:
@@ -335,8 +369,3 @@ class Planning:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), error, exc_info=error)
-
-
-def _announced(lease: Lease) -> tuple[str, bytes, bytes]:
-    """What a lease says of its node's backend."""
-    return lease.backend, lease.data, lease.data6

@@ -52,6 +52,18 @@ class Peer(NamedTuple):
     previous: Use | None = None
 
 
+class Announced(NamedTuple):
+    """What a lease says of its node's backend, as it is stored."""
+
+    backend: str
+    data: bytes
+    data6: bytes
+
+    @classmethod
+    def by(cls, lease: Lease) -> Announced:
+        return cls(lease.backend, lease.data, lease.data6)
+
+
 def announced(lease: Lease) -> str:
     """The backend type that a lease announces: flannel's udp writes none."""
     return lease.backend or "udp"

@@ -126,3 +126,29 @@ async def test_a_change_of_vni_that_waits_takes_no_traffic_away() -> None:
             await lab.set_backend({"Type": "vxlan", "VNI": 9})
             await lab.until(on(9, 9, 9), "all have changed", 20)
         assert flow.lost == 0, flow
+
+
+async def test_agents_that_start_anew_while_a_change_waits_take_no_traffic_away() -> None:
+    """h1, which cannot follow, and h2, which has."""
+    async with Lab(nodes=3, backend="host-gw") as lab:
+        await lab.ready()
+        one = lab["h1"]
+        await one.ip("link add flannel.1 type vxlan id 1 dstport 8472 local 192.168.50.11 dev eth0")
+
+        async def waits() -> str:
+            leases = await lab.etcd.leases()
+            kinds = sorted(json.loads(value)["BackendType"] for value in leases.values())
+            found = {f.code for f in (await one.status()).findings}
+            return "" if kinds == ["host-gw", "vxlan", "vxlan"] and "backend-waits" in found else f"{kinds} {found}"
+
+        async with lab.flow() as flow:
+            await lab.set_backend("vxlan")
+            await lab.until(waits, "h1 waits", 20)
+            for name in ("h1", "h2"):
+                await lab[name].restart_agent()
+                await lab.ready(attach=False)
+                await asyncio.sleep(RETIRE_AFTER + 1)
+                assert not await waits(), name
+            await one.ip("link del flannel.1")
+            await lab.ready(backend="vxlan")
+        assert flow.lost == 0, flow
