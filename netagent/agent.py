@@ -28,9 +28,9 @@ from netagent.leasing import Leasing
 from netagent.model import Facts, Family, Finding, Lease, Network, Node, NodeRecord, Sysctl
 from netagent.plan import hostplan
 from netagent.plan.cluster import WITHHOLD, Cluster, ClusterChange
-from netagent.plan.compose import Composer
+from netagent.plan.compose import Composer, Use
 from netagent.plan.lease_session import Attributes
-from netagent.planning import HostOptions, Planning
+from netagent.planning import Changeover, HostOptions, Planning
 from netagent.reconcile import Reconciler
 from netagent.registry import Registry
 from netagent.services import Port
@@ -46,6 +46,7 @@ SNAPSHOT_AFTER = 1.0
 # A first claim takes milliseconds, and then everything is planned anew: so long the peers wait for it (seconds).
 CLAIM_TIME = 1.0
 FACTS_AGAIN = 0.5  # seconds
+CHANGEOVER_SPACING = 1.0  # seconds; the file is small
 # Between two looks at what on this host hinders traffic (foreign firewalls say nothing when they change, in part).
 INSPECT_EVERY = 60.0
 INSPECT_AFTER = 0.2
@@ -93,6 +94,7 @@ class Agent:
         self.follower = follow(store, settings.etcd_prefix + "/", on_state=self._store_changed)
         self.connected_since = 0.0  # unix seconds of the last change
         self.snapshot = SnapshotFile(settings.state_dir / "snapshot", self.cluster.dump)
+        self.changeover = SnapshotFile(settings.state_dir / "changeover", self._dump_changeover, CHANGEOVER_SPACING)
         self.leasing = Leasing(store, settings, identity, self.cluster, self._lease_changed)
         self.facts = host.facts()
         self.choice: Choice | None = None
@@ -123,6 +125,7 @@ class Agent:
                     ("start", self._start()),
                     ("inspect", self._inspect()),
                     ("snapshot", self.snapshot.run()),
+                    ("changeover", self.changeover.run()),
                 ):
                     tasks.create_task(work, name=name)
         finally:
@@ -260,13 +263,32 @@ class Agent:
         self._findings["backend"] = options.findings
         if self.network is None:
             self._network_since = time.monotonic()
+            self._resume()
         self.network = network
-        self.planning.use(backend, options.value)
+        self.planning.use(backend, options.value, network.backend)
         prefixes = " and ".join(p for p in (network.v4, network.v6) if p)
         log.info("the network is %s over %s", prefixes, backend.name)
         if not self.leasing.holds:
             asyncio.get_running_loop().call_later(CLAIM_TIME, self._replan)
         return True
+
+    def _resume(self) -> None:
+        """Begin with the backends that stood at the end of an earlier run: the network's may be another by now, and
+        this host unable to follow."""
+        try:
+            kept = msgspec.json.decode(self.changeover.read() or b"{}", type=Changeover)
+            uses = [
+                (Use(backend, backend.options(config.options).value), config)
+                for config in kept.backends
+                for backend in (self.registry[config.type],)
+            ]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ConfigError) as error:
+            log.warning("%s is ignored, beginning with the network's backend: %s", self.changeover.path, error)
+            return
+        self.planning.resume(uses, kept.reached)
+
+    def _dump_changeover(self) -> bytes:
+        return msgspec.json.encode(self.planning.changeover(self.cluster.leases))
 
     # ------------------------------------------------------------------------------------------- planning
 
@@ -319,6 +341,7 @@ class Agent:
             else:
                 remote.append(lease)
         self.planning.peers(remote, dropped)
+        self.changeover.touch()
 
     def _present_sysctls(self, names: Iterable[str]) -> dict[str, str]:
         found = self.host.dump(("sysctl",), [Sysctl(name, "") for name in names])

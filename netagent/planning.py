@@ -19,10 +19,11 @@ from typing import Any
 
 import msgspec
 
+from netagent import model
 from netagent.contract import RANK_BASE, RANK_PEER, RANK_RETIRING, RANK_SERVICE, Backend, Context
 from netagent.model import Facts, Family, Finding, Lease, Link, Network, Node, NodeRecord, Object
 from netagent.plan import compose, hostplan
-from netagent.plan.compose import Composer, Standing, Use
+from netagent.plan.compose import Announced, Composer, Standing, Use
 from netagent.reconcile import Reconciler
 from netagent.services import Port, Runner
 
@@ -35,9 +36,13 @@ COMING_DEADLINE = 5.0
 
 
 class PeerState(msgspec.Struct):
-    """What is remembered of a remote lease: how it is reached, and the state last seen with its time."""
+    """What is remembered of a remote lease: how it is reached, and the state last seen with its time.
+
+    `reached`: what its lease announced when there was a path by that last.
+    """
 
     plan: compose.Peer
+    reached: Announced | None
     since: float = 0.0
     word: str = ""
 
@@ -46,6 +51,14 @@ class PeerState(msgspec.Struct):
         if word != self.word:
             self.word, self.since = word, time.time()
         return self.since
+
+
+class Changeover(msgspec.Struct, frozen=True):
+    """What a restart must know of a change of backend that is under way: `backends` that stand, the active one first
+    and then the previous ones, and by lease key the peers that are `reached` by what they announced earlier."""
+
+    backends: tuple[model.Backend, ...] = ()
+    reached: Mapping[str, Announced] = {}
 
 
 class HostOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,15 +84,37 @@ class Planning:
         self._use: Use | None = None
         self._coming: Use | None = None
         self._previous: tuple[Use, ...] = ()  # the latest first
+        self._configured: list[tuple[Use, model.Backend]] = []  # of all three, as the operator wrote them
+        self._resumed: dict[str, Announced] = {}  # of peers that were not planned in this run yet
         self._retirement: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._promotion: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------------------------------- which backend
 
-    def use(self, backend: Backend, options: Any) -> None:
-        """Plan with this backend and these options, as soon as they stand. `plan` must follow."""
+    def resume(self, uses: Iterable[tuple[Use, model.Backend]], reached: Mapping[str, Announced]) -> None:
+        """Before the first `use`: what stood in an earlier run stands until the network's backend does. Our lease
+        announces the first of these, and some peers may have no other path to this node."""
+        self._configured = list(uses)
+        standing = tuple(use for use, _ in self._configured)
+        self._use, self._previous = (standing[0], standing[1:]) if standing else (None, ())
+        self._resumed = dict(reached)
+
+    def changeover(self, leases: Mapping[str, Lease]) -> Changeover:
+        """For `resume` in the next run. `leases` are those of the cluster as they are now."""
+        standing = [use for use in (self._use, *self._previous) if use is not None]
+        reached = {**self._resumed, **{key: s.reached for key, s in self.states.items() if s.reached is not None}}
+        return Changeover(
+            tuple(config for use in standing for configured, config in self._configured if configured == use),
+            {key: said for key, said in reached.items() if key in leases and said != Announced.by(leases[key])},
+        )
+
+    def use(self, backend: Backend, options: Any, config: model.Backend) -> None:
+        """Plan with this backend and these options, made from `config`, as soon as they stand. `plan` must follow."""
         wanted = Use(backend, options)
+        kept = (self._use, *self._previous)
+        self._configured = [(use, said) for use, said in self._configured if use in kept and use != wanted]
+        self._configured.append((wanted, config))
         if self._use is None:
             self._use = wanted
         elif wanted == self._use:
@@ -228,21 +263,19 @@ class Planning:
         """Plan these remote leases, and forget those that went."""
         composer = self.composer
         assert composer is not None
-        names = {standing.backend.name for standing in composer.standing}
         told: dict[str, Lease] = {}
         followers: dict[str, list[tuple[Lease, compose.Peer]]] = {}
         for lease in leases:
-            peer = self._planned(composer, lease)
             told[lease.key] = lease
             state = self.states.get(lease.key)
+            earlier = state.reached if state is not None else self._resumed.pop(lease.key, None)
+            peer, reached = self._reach(composer, lease, earlier)
             if state is None:
-                self.states[lease.key] = PeerState(peer)
+                self.states[lease.key] = PeerState(peer, reached)
                 self._put(lease, peer)
                 continue
             before = state.plan
-            if peer.keep and before.objects and before.backend in names:
-                peer = before._replace(findings=peer.findings)
-            state.plan = peer
+            state.plan, state.reached = peer, reached
             if before.objects and before.backend != peer.backend and self._serves(peer.backend):
                 # It goes on by the old way, with the guard of the new one open to it.
                 followers.setdefault(peer.backend, []).append((lease, peer))
@@ -252,6 +285,23 @@ class Planning:
         for name, moving in followers.items():
             self._background(self._follow(self.runners[name], moving), f"peers move to {name}")
         self._consider_retirement()
+
+    def _reach(
+        self, composer: Composer, lease: Lease, earlier: Announced | None
+    ) -> tuple[compose.Peer, Announced | None]:
+        """The peer's plan, and what it announced that the plan is made from.
+
+        A peer that announces what leads nowhere from here (we have not followed yet, or cannot) is reached by what it
+        announced earlier: it stays ready for that as long as our own lease announces it.
+        """
+        now = Announced.by(lease)
+        peer = self._planned(composer, lease)
+        if peer.objects:
+            return peer, now
+        if earlier is None or earlier == now:
+            return peer, earlier
+        former = self._planned(composer, msgspec.structs.replace(lease, **earlier._asdict()))
+        return (former._replace(findings=peer.findings) if former.objects else peer), earlier
 
     def _planned(self, composer: Composer, lease: Lease) -> compose.Peer:
         try:

@@ -19,11 +19,13 @@ DELAY, SPACING = 1.0, 10.0  # seconds
 
 
 class SnapshotFile:
-    """Keeps `path` equal to what `dump` returns."""
+    """Keeps `path` equal to what `dump` returns. `spacing`: seconds between two writes, at least."""
 
-    def __init__(self, path: Path, dump: Callable[[], bytes]) -> None:
+    def __init__(self, path: Path, dump: Callable[[], bytes], spacing: float = SPACING) -> None:
         self.path = path
         self._dump = dump
+        self._spacing = spacing
+        self._written = 0  # hash of the last content
         self._changed = asyncio.Event()
 
     def read(self) -> bytes | None:
@@ -50,8 +52,12 @@ class SnapshotFile:
     def write(self) -> None:
         """Write now."""
         self._changed.clear()
+        data = self._dump()
+        if hash(data) == self._written:
+            return
         try:
-            files.replace(self.path, self._dump(), mode=0o600)
+            files.replace(self.path, data, mode=0o600)
+            self._written = hash(data)
         except OSError as error:
             log.warning("snapshot %s: %s", self.path, error)
 
@@ -62,7 +68,7 @@ class SnapshotFile:
                 await self._changed.wait()
                 await asyncio.sleep(DELAY)
                 self.write()
-                await asyncio.sleep(SPACING - DELAY)
+                await asyncio.sleep(self._spacing - DELAY)
         finally:
             if self._changed.is_set():
                 self.write()

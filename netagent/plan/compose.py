@@ -2,8 +2,7 @@
 
 Rules: the active backend is the configured one. While the cluster moves from one backend (or VNI) to another, each
 previous one stands beside it for as long as some peer is reached by it, and each peer is planned by the backend
-that its own lease announces: so a change drops no packet, in whatever order the nodes follow. A peer that announces
-a backend which does not stand here yet keeps the path it had (`Peer.keep`).
+that its own lease announces: so a change drops no packet, in whatever order the nodes follow.
 """
 
 from __future__ import annotations
@@ -44,14 +43,25 @@ class Base(NamedTuple):
 class Peer(NamedTuple):
     """What one remote lease needs, and which backend planned it.
 
-    `previous`: which of the previous backends reaches it. `keep`: leave what was planned for it earlier.
+    `previous`: which of the previous backends reaches it.
     """
 
     backend: str
     objects: tuple[Object, ...]
     findings: tuple[Finding, ...]
     previous: Use | None = None
-    keep: bool = False
+
+
+class Announced(NamedTuple):
+    """What a lease says of its node's backend, as it is stored."""
+
+    backend: str
+    data: bytes
+    data6: bytes
+
+    @classmethod
+    def by(cls, lease: Lease) -> Announced:
+        return cls(lease.backend, lease.data, lease.data6)
 
 
 def announced(lease: Lease) -> str:
@@ -151,7 +161,7 @@ class Composer:
             return Peer(kind, (), first.findings)
         active = self.active
         plan = active.backend.peer(active.context, lease)
-        return Peer(active.backend.name, plan.objects, plan.findings, keep=not plan.objects)
+        return Peer(active.backend.name, plan.objects, plan.findings)
 
 
 def _udp_ports(standing: Iterable[Standing]) -> tuple[int, ...]:

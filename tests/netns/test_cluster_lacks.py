@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -99,4 +100,55 @@ async def test_a_change_that_waits_can_be_taken_back() -> None:
                 return "" if all(v.state == "healthy" for v in verdicts) else f"{verdicts}"
 
             await lab.until(healthy, "nothing is left of it", 20)
+        assert flow.lost == 0, flow
+
+
+async def test_a_change_of_vni_that_waits_takes_no_traffic_away() -> None:
+    """The same backend before and after; and what was to come is changed again while it waits."""
+    async with Lab(nodes=3, backend={"Type": "vxlan", "VNI": 7}) as lab:
+        await lab.ready()
+        one = lab["h1"]
+        await one.ip("link add flannel.1 type vxlan id 1 dstport 8472 local 192.168.50.11 dev eth0")
+
+        def on(*vnis: int) -> Callable[[], Awaitable[str]]:
+            async def look() -> str:
+                leases = await lab.etcd.leases()
+                found = sorted(json.loads(value)["BackendData"]["VNI"] for value in leases.values())
+                return "" if found == sorted(vnis) else f"{found}"
+
+            return look
+
+        async with lab.flow() as flow:
+            await lab.set_backend({"Type": "vxlan", "VNI": 1})
+            await lab.until(on(1, 1, 7), "h2 and h3 have changed, and h1 announces what it had", 20)
+            await asyncio.sleep(RETIRE_AFTER + 1)
+            assert (await lab.ping()).ok
+            await lab.set_backend({"Type": "vxlan", "VNI": 9})
+            await lab.until(on(9, 9, 9), "all have changed", 20)
+        assert flow.lost == 0, flow
+
+
+async def test_agents_that_start_anew_while_a_change_waits_take_no_traffic_away() -> None:
+    """h1, which cannot follow, and h2, which has."""
+    async with Lab(nodes=3, backend="host-gw") as lab:
+        await lab.ready()
+        one = lab["h1"]
+        await one.ip("link add flannel.1 type vxlan id 1 dstport 8472 local 192.168.50.11 dev eth0")
+
+        async def waits() -> str:
+            leases = await lab.etcd.leases()
+            kinds = sorted(json.loads(value)["BackendType"] for value in leases.values())
+            found = {f.code for f in (await one.status()).findings}
+            return "" if kinds == ["host-gw", "vxlan", "vxlan"] and "backend-waits" in found else f"{kinds} {found}"
+
+        async with lab.flow() as flow:
+            await lab.set_backend("vxlan")
+            await lab.until(waits, "h1 waits", 20)
+            for name in ("h1", "h2"):
+                await lab[name].restart_agent()
+                await lab.ready(attach=False)
+                await asyncio.sleep(RETIRE_AFTER + 1)
+                assert not await waits(), name
+            await one.ip("link del flannel.1")
+            await lab.ready(backend="vxlan")
         assert flow.lost == 0, flow

@@ -27,9 +27,9 @@ def test_peers_are_planned_by_the_backend_they_announce() -> None:
     assert any(o.KIND == "fdb" for o in late.objects)
 
 
-def test_a_peer_that_moved_before_us_keeps_its_path() -> None:
+def test_a_peer_that_moved_before_us_has_no_path_by_what_it_announces() -> None:
     early = Composer(standing(VXLAN)).peer(lease(HOSTGW))
-    assert early.keep
+    assert not early.objects
     assert [f.code for f in early.findings] == ["peer-other-backend"]
 
 
@@ -71,13 +71,13 @@ def test_each_previous_backend_reaches_the_peers_that_are_still_there() -> None:
 
 def test_absent_backend_type_is_udp() -> None:
     bare = msgspec.structs.replace(lease(VXLAN), backend="", data=b"")
-    assert Composer(standing(VXLAN)).peer(bare).keep
+    assert not Composer(standing(VXLAN)).peer(bare).objects
 
 
 def test_a_coming_backend_has_its_base_but_no_peers() -> None:
     coming = Composer(standing(VXLAN), coming=standing(HOSTGW))
     assert [b.owner for b in coming.base()] == ["base/vxlan", "base/host-gw/coming"]
-    assert coming.peer(lease(HOSTGW)).keep
+    assert not coming.peer(lease(HOSTGW)).objects
     assert coming.peer(lease(VXLAN)).backend == "vxlan"
 
 
