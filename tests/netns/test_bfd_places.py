@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -65,6 +67,27 @@ async def test_an_address_that_goes_and_returns(space: Namespace, near: bytes, f
         space.ip(f"address add {address} dev lo")
         await both_up(one, other)
         assert (one.status.problem, one.status.port) == ("", port)
+
+
+async def test_a_process_that_stood_still_judges_nobody_by_it(space: Namespace) -> None:
+    """Longer than its neighbours may be silent, shorter than they wait for it: what came meanwhile is read first."""
+    one, others = End(), [End(), End()]
+    async with ends(one, *others):
+        for number, other in enumerate(others):
+            far = MANY + bytes((9, number))
+            one.want(Place(far, NEAR), PATIENT, f"{number}")
+            other.want(Place(NEAR, far), Timing(100_000, 100_000, 3))
+        await until(lambda: all(each.up and each.detection == 300_000 for each in one.client.status.values()), "up")
+        await until(lambda: all(other.status.interval == 100_000 for other in others), "up there")
+        assert one.client.pid is not None
+        for _ in range(3):
+            received = [other.status.received for other in others]
+            os.kill(one.client.pid, signal.SIGSTOP)
+            await asyncio.sleep(1)  # the silence is the input
+            os.kill(one.client.pid, signal.SIGCONT)
+            await until(lambda r=received: all(o.status.received > n for o, n in zip(others, r, strict=True)), "news")
+        every = [*one.client.status.values(), *(other.status for other in others)]
+        assert [(each.state, each.failures) for each in every] == [("up", 0)] * 4
 
 
 async def test_one_that_cannot_hear_does_not_make_the_others_deaf(space: Namespace) -> None:

@@ -187,6 +187,8 @@ TIMED = {"min_tx": 300_000, "min_rx": 300_000, "multiplier": 3}
         ([{"found": PLACED, "status": {**KNOWN, **TIMED, "min_tx": 1}}, {"found_all": True}], []),
         ([{"found": PLACED, "status": {}}, {"found_all": True}], []),
         ([{"found": [*PLACED, "eth0"], "status": KNOWN}, {"found_all": True}], []),
+        ([{"found": PLACED, "status": [1]}, {"found_all": True}], []),
+        ([[1]], []),
         ([{"found_all": True}], []),
         ([b"\0\1\2"], []),
         ([], []),
