@@ -397,5 +397,6 @@ class Engine:
 def serve(descriptor: int, path: str, tag: str) -> None:
     """Serve the owner whose socket is the descriptor, and those who come after it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session has a socket
+    with contextlib.suppress(ValueError, OSError):  # fs.nr_open may have been lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session has a socket
     Engine(socket.socket(fileno=descriptor), path, tag).run()

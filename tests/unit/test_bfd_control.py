@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bfd.client import Client
 from bfd.engine import Engine
 from bfd.orders import Status
 from bfd.session import Timing
-from bfd.sessions import Place, Wanted
+from bfd.sessions import Place, Sessions, Wanted
 from tests.support.bfd import FAR
 
 OTHER = bytes((192, 0, 2, 2))
@@ -203,6 +204,36 @@ async def test_one_of_another_release_yields(
     async with following(old, path, monkeypatch) as given:
         assert old.told == ["hello", "yield"]
         assert [order["resumed"]["mine"] for order in given if order["do"] == "set" and order["key"] < 0] == resumed
+
+
+async def test_timers_that_changed_while_there_was_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 5880 section 6.8.3: what the neighbour believes counts until it has answered a poll."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    its.setblocking(False)
+
+    async def spawn(self: Client) -> socket.socket:
+        return ours
+
+    monkeypatch.setattr(Client, "_spawn", spawn)
+    client, slower = Client(), Timing(2_000_000, 2_000_000, 5)
+    client.set("peer", Wanted(Place(FAR), slower))
+    client.status["peer"] = Status(**{**KNOWN, **TIMED})
+    given: list[dict[str, Any]] = []
+    with its:
+        async with asyncio.timeout(20):
+            while len(given) < 2:
+                order = json.loads(await asyncio.get_running_loop().sock_recv(its, orders.LONGEST))
+                given += [order] if order["do"] == "set" else []
+        await client.leave()
+    assert [order["timing"] for order in given] == [TIMED, asdict(slower)]
+    assert (given[0]["key"], given[0]["resumed"]["mine"], given[1]["key"]) == (1, 5, 1)
+    sessions, clock = Sessions(lambda: 1.0), 0.0
+    for order in given:
+        sessions.set(*orders.set_of(order)[:3], clock, orders.set_of(order)[3])
+    assert (sessions.members[1].session.interval, sessions.members[1].wanted) == (0.3, slower)
 
 
 # ----------------------------------------------------------------------------------------------- what is counted
