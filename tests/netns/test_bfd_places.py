@@ -8,13 +8,16 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from bfd.packet import Packet, State
 from bfd.session import Timing
 from bfd.sessions import PORT, Place
+from bfd.sockets import sender
 from tests.netns.test_bfd_engine import FAR, FAR6, FAST, NEAR, NEAR6, End, both_up, ends, until
 from tests.support.netns import Namespace, Namespaces
 
@@ -186,3 +189,21 @@ async def test_a_place_too_many_is_told(space: Namespace) -> None:
 def _spent(end: End) -> int:
     fields = Path(f"/proc/{end.client.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+async def test_an_owner_that_does_not_read_costs_nothing(space: Namespace) -> None:
+    """Sessions change all the time meanwhile; the process waits, in time, and tells the last of each afterwards."""
+    async with standing() as (one, other):
+        for number in range(200):
+            one.want(Place(MANY + bytes((6, number)), NEAR), FAST, f"{number}")
+        await until(lambda: all(each.local for each in one.client.status.values()), "all")
+        assert one.client.pid is not None
+        spent, began = _spent(one), time.monotonic()
+        for number in range(40):  # nothing is awaited: this loop reads no report
+            with sender(NEAR, MANY + bytes((6, number)), multihop=False) as sock:
+                sock.send(Packet(State.DOWN, 7, 0, 3, 100_000, 100_000).encode())
+        while time.monotonic() < began + 2:
+            time.sleep(0.01)
+        assert _spent(one) - spent < 60  # hundredths of a second
+        await until(lambda: one.client.status["39"].diag != "none", "what has become of the last")
+        assert (one.status.failures, other.status.failures) == (0, 0)

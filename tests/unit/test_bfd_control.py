@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from bfd import orders
 from bfd.client import Client
 from bfd.engine import Engine
 from bfd.orders import Status
+from bfd.packet import Packet, State
 from bfd.session import Timing
 from bfd.sessions import Place, Sessions, Wanted
 from tests.support.bfd import FAR
@@ -44,6 +47,16 @@ class Owner:
         self.ours.send(octets)
         self.engine._owner(1)
         self.engine._report()
+        return self.heard()
+
+    def news(self) -> list[dict[str, Any]]:
+        """What it says of what has changed, as in a turn of its loop."""
+        self.engine._unreported.update(dict.fromkeys(self.engine.sessions.take_changes()))
+        self.engine._report()
+        return self.heard()
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What it has said since."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while octets := self.ours.recv(orders.LONGEST):
@@ -263,6 +276,28 @@ async def test_a_failure_before_the_first_report_is_one(monkeypatch: pytest.Monk
         ((before, now),) = heard
         assert (before.failures, now.failures) == (4, 5)
         await client.leave()
+
+
+def test_a_neighbour_that_changes_all_the_time_does_not_flood_the_owner(owner: Owner) -> None:
+    """The last of it is told all the same, soon."""
+    owner.order(orders.message(orders.to_set(9, Place(FAR), Timing())))
+    sessions = owner.engine.sessions
+    told: list[dict[str, Any]] = []
+    began = now = time.monotonic()
+    number = 0
+    while now < began + 0.2:
+        number += 1
+        diag = number % 30
+        octets = Packet(State.ADMIN_DOWN, 77, 0, 3, 100_000, 100_000, 0, diag).encode()
+        sessions.receive(octets, FAR, 255, now, multihop=False)
+        told += owner.news()
+        now = time.monotonic()
+    assert number > 100
+    assert 2 <= len(told) <= 2 + (now - began) / 0.02
+    while not told or told[-1]["status"]["remote_diag"] != orders.diag_name(diag):
+        assert owner.engine._tell_at < inf
+        told += owner.news()
+    assert owner.engine._tell_at == inf
 
 
 def test_the_next_owner_counts_its_own_failures(owner: Owner) -> None:
