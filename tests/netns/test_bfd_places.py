@@ -83,12 +83,11 @@ async def test_a_process_that_stood_still_judges_nobody_by_it(space: Namespace) 
         await until(lambda: all(each.up and each.detection == 300_000 for each in one.client.status.values()), "up")
         await until(lambda: all(other.status.interval == 100_000 for other in others), "up there")
         assert one.client.pid is not None
-        for _ in range(3):
-            received = [other.status.received for other in others]
-            os.kill(one.client.pid, signal.SIGSTOP)
-            await asyncio.sleep(1)  # the silence is the input
-            os.kill(one.client.pid, signal.SIGCONT)
-            await until(lambda r=received: all(o.status.received > n for o, n in zip(others, r, strict=True)), "news")
+        os.kill(one.client.pid, signal.SIGSTOP)
+        await asyncio.sleep(1)  # the silence is the input
+        os.kill(one.client.pid, signal.SIGCONT)
+        received = [other.status.received for other in others]
+        await until(lambda: all(o.status.received > n for o, n in zip(others, received, strict=True)), "packets")
         every = [*one.client.status.values(), *(other.status for other in others)]
         assert [(each.state, each.failures) for each in every] == [("up", 0)] * 4
 
@@ -102,7 +101,7 @@ async def test_one_that_cannot_hear_does_not_make_the_others_deaf(space: Namespa
             one.want(Place(bytes((198, 18, 0, 9))), FAST, "anywhere")
             await until(lambda: "another program has it" in one.client.status["anywhere"].problem, "the problem")
             received = one.status.received
-            await until(lambda: one.status.received >= received + 100, "packets", 60)
+            await until(lambda: one.status.received >= received + 30, "packets")
             assert (one.status.up, other.status.up, one.status.problem) == (True, True, "")
             one.client.unset("anywhere")
             received = one.status.received
