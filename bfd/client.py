@@ -187,17 +187,20 @@ class Client:
         loop.add_reader(control, self._readable)
         self._order({"do": "outlive", "seconds": self._outlive})
         for number, (place, known) in enumerate(self._found.items(), 1):  # for whoever wants them later
-            resumed = known.resumable()
             with contextlib.suppress(ValueError):  # its release had other bounds
-                if resumed is not None:
-                    timing = Timing(known.min_tx, known.min_rx, known.multiplier)
-                    self._order(orders.to_set(-number, place, timing, resumed))
+                self._resume(-number, place, known)
         self._found = {}
         for name, wanted in self._wanted.items():
-            resumed = self.status[name].resumable()
-            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing, resumed))
+            self._resume(self._keys[name], wanted.place, self.status[name])
+            self._order(orders.to_set(self._keys[name], wanted.place, wanted.timing))
         if before is not None:
             await _end(before)
+
+    def _resume(self, key: int, place: Place, known: Status) -> None:
+        """Have a session gone on with, if it was Up, with the timers that its neighbour knows. Raises ValueError."""
+        if (resumed := known.resumable()) is not None:
+            timing = Timing(known.min_tx, known.min_rx, known.multiplier)
+            self._order(orders.to_set(key, place, timing, resumed))
 
     async def _take_over(self) -> socket.socket | None:
         """The process that has outlived another owner; None where there is none, or none of our make."""

@@ -35,6 +35,8 @@ _RETRY = 0.5
 """Seconds between two attempts to open what could not be opened."""
 _BROKEN = 1.0
 """Seconds after which a socket that only fails is opened anew."""
+_TELL_AGAIN = 0.020
+"""Seconds between two reports of one session: a neighbour that changes with each packet costs the owner no more."""
 _COUNT_EVERY = 5.0
 _COUNTS_IN_A_MESSAGE = 200
 
@@ -110,6 +112,9 @@ class Engine:
         self._open_again = inf
         self._senders: dict[int, Sender] = {}
         self._unreported: dict[int, None] = {}
+        self._told: dict[int, float] = {}
+        """When the owner heard of a session last."""
+        self._tell_at = inf
         self._messages: deque[bytes] = deque()
         self._blocked = False  # the owner does not read
         self._places_changed = False
@@ -128,7 +133,9 @@ class Engine:
         """Until the owner is gone and the neighbours know."""
         scheduling.settle()
         while not self._yielded and not (self._stopping and not self.sessions.leaving):
-            planned = min(self.sessions.deadline(), self._open_again, self._count_at, self._unclaimed_until)
+            planned = min(
+                self.sessions.deadline(), self._open_again, self._count_at, self._unclaimed_until, self._tell_at
+            )
             wait = min(max(planned - time.monotonic(), 0.0), 60.0)
             for descriptor, events in self._poll.poll(wait * 1000):
                 if self._control is not None and descriptor == self._control.fileno():
@@ -167,7 +174,7 @@ class Engine:
             self._unreported[key] = None
         if now >= self._count_at:
             self._count(now)
-        if (self._unreported or self._messages) and not self._blocked:
+        if (self._unreported or self._messages or self._tell_at < inf) and not self._blocked:
             self._report()
 
     def _take(self, data: bytes, source: bytes, ttl: int, at: float, multihop: bool) -> None:
@@ -182,6 +189,7 @@ class Engine:
         self._control = control
         self._poll.register(control, select.POLLIN)
         self._unreported.clear()
+        self._told.clear()
         self._messages.clear()
 
     def _hang_up(self) -> None:
@@ -281,6 +289,7 @@ class Engine:
         elif order["do"] == "remove":
             self.sessions.remove(order["key"], now)
             self._unreported.pop(order["key"], None)
+            self._told.pop(order["key"], None)
             self._places_changed = True
         elif order["do"] == "hello":
             self._introduce()
@@ -302,6 +311,7 @@ class Engine:
 
     def _report(self) -> None:
         """Tell the owner, as far as it reads."""
+        self._tell_at = inf
         if self._control is None:
             self._unreported.clear()
             self._messages.clear()
@@ -310,14 +320,20 @@ class Engine:
             while self._messages:
                 self._control.send(self._messages[0])
                 self._messages.popleft()
-            while self._unreported:
-                key = next(iter(self._unreported))
+            now = time.monotonic()
+            for key in list(self._unreported):
+                again = self._told.get(key, -inf) + _TELL_AGAIN
+                if now < again:
+                    self._tell_at = min(self._tell_at, again)
+                    continue
                 member = self.sessions.members.get(key)
                 if member is not None:
                     self._control.send(orders.message({"key": key, "status": self._status(member)}))
+                    self._told[key] = now
                 del self._unreported[key]
         except (BlockingIOError, InterruptedError):
             self._blocked = True
+            self._tell_at = inf  # as soon as it reads
             self._watch_control()
         except OSError:
             self._messages.clear()  # it has gone: reading will tell
@@ -397,5 +413,6 @@ class Engine:
 def serve(descriptor: int, path: str, tag: str) -> None:
     """Serve the owner whose socket is the descriptor, and those who come after it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session has a socket
+    with contextlib.suppress(ValueError, OSError):  # fs.nr_open may have been lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each session has a socket
     Engine(socket.socket(fileno=descriptor), path, tag).run()

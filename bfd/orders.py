@@ -147,8 +147,7 @@ def found(place: Place, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_of(status: Mapping[str, Any]) -> Status:
     """What is understood of a status that another release tells."""
-    names = {each.name for each in fields(Status)}
-    return Status(**{name: value for name, value in status.items() if name in names})
+    return Status(**{each.name: status[each.name] for each in fields(Status) if each.name in status})
 
 
 def _placed(place: Place) -> list[Any]:

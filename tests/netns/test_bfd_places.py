@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from bfd.packet import Packet, State
 from bfd.session import Timing
 from bfd.sessions import PORT, Place
+from bfd.sockets import sender
 from tests.netns.test_bfd_engine import FAR, FAR6, FAST, NEAR, NEAR6, End, both_up, ends, until
 from tests.support.netns import Namespace, Namespaces
 
@@ -67,6 +72,26 @@ async def test_an_address_that_goes_and_returns(space: Namespace, near: bytes, f
         assert (one.status.problem, one.status.port) == ("", port)
 
 
+async def test_a_process_that_stood_still_judges_nobody_by_it(space: Namespace) -> None:
+    """Longer than its neighbours may be silent, shorter than they wait for it: what came meanwhile is read first."""
+    one, others = End(), [End(), End()]
+    async with ends(one, *others):
+        for number, other in enumerate(others):
+            far = MANY + bytes((9, number))
+            one.want(Place(far, NEAR), PATIENT, f"{number}")
+            other.want(Place(NEAR, far), Timing(100_000, 100_000, 3))
+        await until(lambda: all(each.up and each.detection == 300_000 for each in one.client.status.values()), "up")
+        await until(lambda: all(other.status.interval == 100_000 for other in others), "up there")
+        assert one.client.pid is not None
+        os.kill(one.client.pid, signal.SIGSTOP)
+        await asyncio.sleep(1)  # the silence is the input
+        os.kill(one.client.pid, signal.SIGCONT)
+        received = [other.status.received for other in others]
+        await until(lambda: all(o.status.received > n for o, n in zip(others, received, strict=True)), "packets")
+        every = [*one.client.status.values(), *(other.status for other in others)]
+        assert [(each.state, each.failures) for each in every] == [("up", 0)] * 4
+
+
 async def test_one_that_cannot_hear_does_not_make_the_others_deaf(space: Namespace) -> None:
     """Another program has the port for all addresses; a session that needs it, too, takes nobody else's away."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
@@ -76,7 +101,7 @@ async def test_one_that_cannot_hear_does_not_make_the_others_deaf(space: Namespa
             one.want(Place(bytes((198, 18, 0, 9))), FAST, "anywhere")
             await until(lambda: "another program has it" in one.client.status["anywhere"].problem, "the problem")
             received = one.status.received
-            await until(lambda: one.status.received >= received + 100, "packets", 60)
+            await until(lambda: one.status.received >= received + 30, "packets")
             assert (one.status.up, other.status.up, one.status.problem) == (True, True, "")
             one.client.unset("anywhere")
             received = one.status.received
@@ -163,3 +188,21 @@ async def test_a_place_too_many_is_told(space: Namespace) -> None:
 def _spent(end: End) -> int:
     fields = Path(f"/proc/{end.client.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+async def test_an_owner_that_does_not_read_costs_nothing(space: Namespace) -> None:
+    """Sessions change all the time meanwhile; the process waits, in time, and tells the last of each afterwards."""
+    async with standing() as (one, other):
+        for number in range(200):
+            one.want(Place(MANY + bytes((6, number)), NEAR), FAST, f"{number}")
+        await until(lambda: all(each.local for each in one.client.status.values()), "all")
+        assert one.client.pid is not None
+        spent, began = _spent(one), time.monotonic()
+        for number in range(40):  # nothing is awaited: this loop reads no report
+            with sender(NEAR, MANY + bytes((6, number)), multihop=False) as sock:
+                sock.send(Packet(State.DOWN, 7, 0, 3, 100_000, 100_000).encode())
+        while time.monotonic() < began + 2:
+            time.sleep(0.01)
+        assert _spent(one) - spent < 60  # hundredths of a second
+        await until(lambda: one.client.status["39"].diag != "none", "what has become of the last")
+        assert (one.status.failures, other.status.failures) == (0, 0)

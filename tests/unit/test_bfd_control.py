@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from bfd import orders
 from bfd.client import Client
 from bfd.engine import Engine
 from bfd.orders import Status
+from bfd.packet import Packet, State
 from bfd.session import Timing
-from bfd.sessions import Place, Wanted
+from bfd.sessions import Place, Sessions, Wanted
 from tests.support.bfd import FAR
 
 OTHER = bytes((192, 0, 2, 2))
@@ -43,6 +47,16 @@ class Owner:
         self.ours.send(octets)
         self.engine._owner(1)
         self.engine._report()
+        return self.heard()
+
+    def news(self) -> list[dict[str, Any]]:
+        """What it says of what has changed, as in a turn of its loop."""
+        self.engine._unreported.update(dict.fromkeys(self.engine.sessions.take_changes()))
+        self.engine._report()
+        return self.heard()
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What it has said since."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while octets := self.ours.recv(orders.LONGEST):
@@ -187,6 +201,8 @@ TIMED = {"min_tx": 300_000, "min_rx": 300_000, "multiplier": 3}
         ([{"found": PLACED, "status": {**KNOWN, **TIMED, "min_tx": 1}}, {"found_all": True}], []),
         ([{"found": PLACED, "status": {}}, {"found_all": True}], []),
         ([{"found": [*PLACED, "eth0"], "status": KNOWN}, {"found_all": True}], []),
+        ([{"found": PLACED, "status": [1]}, {"found_all": True}], []),
+        ([[1]], []),
         ([{"found_all": True}], []),
         ([b"\0\1\2"], []),
         ([], []),
@@ -201,6 +217,36 @@ async def test_one_of_another_release_yields(
     async with following(old, path, monkeypatch) as given:
         assert old.told == ["hello", "yield"]
         assert [order["resumed"]["mine"] for order in given if order["do"] == "set" and order["key"] < 0] == resumed
+
+
+async def test_timers_that_changed_while_there_was_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 5880 section 6.8.3: what the neighbour believes counts until it has answered a poll."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    its.setblocking(False)
+
+    async def spawn(self: Client) -> socket.socket:
+        return ours
+
+    monkeypatch.setattr(Client, "_spawn", spawn)
+    client, slower = Client(), Timing(2_000_000, 2_000_000, 5)
+    client.set("peer", Wanted(Place(FAR), slower))
+    client.status["peer"] = Status(**{**KNOWN, **TIMED})
+    given: list[dict[str, Any]] = []
+    with its:
+        async with asyncio.timeout(20):
+            while len(given) < 2:
+                order = json.loads(await asyncio.get_running_loop().sock_recv(its, orders.LONGEST))
+                given += [order] if order["do"] == "set" else []
+        await client.leave()
+    assert [order["timing"] for order in given] == [TIMED, asdict(slower)]
+    assert (given[0]["key"], given[0]["resumed"]["mine"], given[1]["key"]) == (1, 5, 1)
+    sessions, clock = Sessions(lambda: 1.0), 0.0
+    for order in given:
+        sessions.set(*orders.set_of(order)[:3], clock, orders.set_of(order)[3])
+    assert (sessions.members[1].session.interval, sessions.members[1].wanted) == (0.3, slower)
 
 
 # ----------------------------------------------------------------------------------------------- what is counted
@@ -230,6 +276,28 @@ async def test_a_failure_before_the_first_report_is_one(monkeypatch: pytest.Monk
         ((before, now),) = heard
         assert (before.failures, now.failures) == (4, 5)
         await client.leave()
+
+
+def test_a_neighbour_that_changes_all_the_time_does_not_flood_the_owner(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet each millisecond, each another: the owner hears of it every 20, and of the last of it soon after."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    owner.order(orders.message(orders.to_set(9, Place(FAR), Timing())))
+    told = owner.news()
+    assert len(told) == 1
+    for number in range(1, 200):
+        now = 1000.0 + number / 1000
+        octets = Packet(State.ADMIN_DOWN, 77, 0, 3, number, 100_000).encode()
+        owner.engine.sessions.receive(octets, FAR, 255, now, multihop=False)
+        told += owner.news()
+    assert 9 <= len(told) <= 11
+    assert owner.engine._tell_at == pytest.approx(1000.2, abs=0.002)
+    now = owner.engine._tell_at
+    told += owner.news()
+    assert told[-1]["status"]["remote_min_tx"] == 199
+    assert owner.engine._tell_at == inf
 
 
 def test_the_next_owner_counts_its_own_failures(owner: Owner) -> None:

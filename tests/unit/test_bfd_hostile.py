@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from bfd.packet import Packet, State
+from bfd.session import GAP, Resumed
 from bfd.sessions import Place, Sessions
 from bfd.sockets import SocketError, sender
 from tests.support.bfd import FAR, FAST, Two
@@ -61,6 +62,20 @@ def test_a_neighbour_that_has_forgotten_us_is_met_again() -> None:
     assert (two.session(0).state, two.session(1).state) == (State.UP, State.UP)
 
 
+def test_a_flood_for_nobody_is_counted_and_nothing_else() -> None:
+    """Neither memory nor turns for it, whatever its addresses, discriminators and contents."""
+    made, _ = standing()
+    turns, random = list(made._timers), Random(4)
+    for number in range(20_000):
+        octets = bytearray(packet(State(number % 4), random.randrange(1 << 32), random.randrange(1 << 32)))
+        octets[random.randrange(4)] = random.randrange(256)
+        made.receive(bytes(octets), random.randbytes(4), 255, 1.1, multihop=bool(number % 2))
+    assert (len(made.members), made._timers, made.leaving) == (1, turns, 0)
+    assert len(made.dropped) < 12
+    assert sum(made.dropped.values()) == 20_000
+    assert made.members[1].session.heard_at == 1.0
+
+
 @pytest.mark.parametrize("link_local", ["fe80::1", "febf::1"])
 def test_a_link_local_neighbour_is_told_of(link_local: str) -> None:
     """A peer that connects to us may have such an address; where it is, is not known."""
@@ -89,7 +104,40 @@ def test_timers_that_never_end_leave_nothing_behind() -> None:
     assert len(made._timers) < 200
 
 
+@pytest.mark.parametrize("desired", [0, 1, 0xFFFFFFFF])
+@pytest.mark.parametrize("required", [1, 10_000, 0xFFFFFFFF])
+def test_no_timers_make_us_send_faster_or_fail(desired: int, required: int) -> None:
+    """Polls, states and minima as fast as they come: a packet every GAP at most, and none judged by a wrong clock."""
+    made, mine = standing()
+    sent, now = 0, 1.0
+    for number in range(1000):
+        state = (State.UP, State.UP, State.DOWN, State.INIT)[number % 4]
+        octets = packet(
+            state, mine, multiplier=1 + number % 255, desired_tx=desired, required_rx=required, poll=number % 3 > 0
+        )
+        made.receive(octets, FAR, 255, now, multihop=False)
+        sent += len(made.expire(now, now))
+        now += 0.001
+    assert sent <= 1 + 1.0 / GAP
+    session = made.members[1].session
+    assert session.detection_time >= 0.1
+    assert session.interval >= 0.1
+    assert made.deadline() <= session.heard_at + session.detection_time
+
+
 # ---------------------------------------------------------------------------------------------------- odd orders
+
+
+def test_two_that_are_to_go_on_with_one_discriminator() -> None:
+    """The first has it; the other begins anew with its own."""
+    made = Sessions(Random(1).random)
+    before = Resumed(4711, THEIRS, 3, 100_000, 100_000)
+    for key in (1, 2):
+        made.set(key, Place(FAR, multihop=key == 2), FAST, 0.0, before)
+    first, second = (member.session for member in made.members.values())
+    assert (first.mine, first.state) == (4711, State.UP)
+    assert second.mine != 4711
+    assert (second.state, second.remote_discriminator) == (State.DOWN, 0)
 
 
 def test_an_order_for_a_session_that_another_has_taken_over() -> None:
