@@ -33,6 +33,7 @@ CHUNK = 256  # operations between two breaths of the event loop
 RETRY_FIRST, RETRY_MAX = 0.1, 30.0  # seconds
 FIGHT_WINDOW = 10.0  # seconds in which repairs of one key count as a fight
 FIGHT_AFTER = 5  # repairs in the window
+ONE_BLOW = 0.2  # seconds: a device that goes down takes the same things away, and what was put back, in several steps
 FIGHT_FIRST = 0.8  # seconds until the first repair in a fight
 DRIFTS_KEPT = 20
 FINDINGS_MAX = 50
@@ -418,13 +419,17 @@ class Reconciler:
         self._drifts.append(Drift(time.time(), known.KIND, what))
         earlier = self._repairs.get(key, [])
         repairs = [at for at in earlier if now - at <= FIGHT_WINDOW][1 - 2 * FIGHT_AFTER :]
-        repairs.append(now)
+        another = not repairs or now - repairs[-1] > ONE_BLOW
+        if another:
+            repairs.append(now)
         self._repairs[key] = repairs
         wait = self._waits.get(key, 0.0)
         if wait or len(repairs) >= FIGHT_AFTER:
             want = self._desired.get(key)
             assert want is not None
-            self._waits[key] = wait = min(2 * wait or FIGHT_FIRST, RETRY_MAX)
+            if another:
+                wait = min(2 * wait or FIGHT_FIRST, RETRY_MAX)
+            self._waits[key] = wait
             self._failing[key] = Failing(
                 want,
                 "put",

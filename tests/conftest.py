@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ from tests.support.package import lacks_hosts
 # An example may take any time: the machine is shared, and no test asserts a time.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
+
+# Children must not see it: what they do not know of NETAGENT_* they complain of.
+SANDBOX = os.environ.pop("NETAGENT_SANDBOX", "")
+# Who runs the tests in the background of a shell has Ctrl-C ignored, and all children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools"
@@ -142,7 +148,7 @@ def _machine() -> Iterator[str]:
     for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter"):
         if (path := Path("/proc/sys") / name).exists():
             yield f"sysctl {name} = {path.read_text().strip()}"
-    if os.environ.get("NETAGENT_SANDBOX"):  # without it other people's namespaces come and go here
+    if SANDBOX:  # without it other people's namespaces come and go here
         for line in _printed("ip", "netns", "list").splitlines():
             yield f"namespace {line.split()[0]}"
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from netagent.kernel.base import Op
 from netagent.kernel.fake import FakeHost
 from netagent.model import Address, Hop, Key, Link, NextHop, Object, Route, VxlanAttrs
-from netagent.reconcile import Reconciler
+from netagent.reconcile import ONE_BLOW, Reconciler
 
 DEADLINE = 5.0  # seconds of the real clock
 
@@ -95,9 +95,10 @@ async def rig(host: FakeHost | None = None, *, keep_stale: bool = False) -> Asyn
         await made.stop()
 
 
-async def fight(r: Rig, times: int) -> None:
-    """Somebody deletes the route as soon as it is there."""
+async def fight(r: Rig, times: int, every: float = 2 * ONE_BLOW) -> None:
+    """Somebody deletes the route soon after it is there (seconds)."""
     for _ in range(times):
+        await r.pass_time(every)
         await r.until(lambda: r.has(direct(1)))
         await r.quiet()
         r.host.meddle_delete(direct(1).key)

@@ -233,6 +233,22 @@ async def test_a_fight_backs_off_and_is_told() -> None:
         assert waits[-1] >= 2 * waits[0]
 
 
+async def test_what_is_taken_away_several_times_at_once_is_no_fight() -> None:
+    """So it is when a device goes down: the kernel takes away what was just put back, too."""
+    async with rig() as r:
+        r.reconciler.put("x", [direct(1)])
+        await r.quiet()
+        await fight(r, 3 * FIGHT_AFTER, every=0.0)
+        assert r.has(direct(1))
+        assert r.codes() == set()
+        blows = 0
+        while not r.codes():  # that goes on
+            await fight(r, 1, every=0.1)
+            blows += 1
+        assert r.codes() == {"object-contested"}
+        assert FIGHT_AFTER < blows < 4 * FIGHT_AFTER
+
+
 async def test_it_is_put_back_when_the_other_gives_up() -> None:
     async with rig() as r:
         r.reconciler.put("x", [direct(1)])
