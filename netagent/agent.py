@@ -28,7 +28,7 @@ from netagent.leasing import Leasing
 from netagent.model import Facts, Family, Finding, Lease, Network, Node, NodeRecord, Sysctl
 from netagent.plan import hostplan
 from netagent.plan.cluster import WITHHOLD, Cluster, ClusterChange
-from netagent.plan.compose import Composer, Use
+from netagent.plan.compose import Announced, Composer, Use
 from netagent.plan.lease_session import Attributes
 from netagent.planning import Changeover, HostOptions, Planning
 from netagent.reconcile import Reconciler
@@ -263,7 +263,7 @@ class Agent:
         self._findings["backend"] = options.findings
         if self.network is None:
             self._network_since = time.monotonic()
-            self._resume()
+            self._resume(network)
         self.network = network
         self.planning.use(backend, options.value, network.backend)
         prefixes = " and ".join(p for p in (network.v4, network.v6) if p)
@@ -272,7 +272,7 @@ class Agent:
             asyncio.get_running_loop().call_later(CLAIM_TIME, self._replan)
         return True
 
-    def _resume(self) -> None:
+    def _resume(self, network: Network) -> None:
         """Begin with the backends that stood at the end of an earlier run: the network's may be another by now, and
         this host unable to follow."""
         try:
@@ -285,7 +285,12 @@ class Agent:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             log.warning("%s is ignored, beginning with the network's backend: %s", self.changeover.path, error)
             return
-        self.planning.resume(uses, kept.reached)
+        # Peers may have changed while this node was away: they are ready for what they announced before, too.
+        known = Cluster(self.settings.etcd_prefix)
+        if [config for _, config in uses] != [network.backend] and (data := self.snapshot.read()) is not None:
+            known.load(data)
+        earlier = {key: Announced.by(lease) for key, lease in known.leases.items()}
+        self.planning.resume(uses, {**earlier, **kept.reached})
 
     def _dump_changeover(self) -> bytes:
         return msgspec.json.encode(self.planning.changeover(self.cluster.leases))
