@@ -137,11 +137,18 @@ class Agent:
         try:
             async for item in self.follower:
                 waiting.cancel()
+                self._recall()
                 self.source = "etcd"
                 self._take(self.cluster.apply(item))
                 self.snapshot.touch()
         finally:
             waiting.cancel()
+
+    def _recall(self) -> None:
+        """Before the first listing: the network that was in force. etcd's may be bad by now, or exclude our subnet.
+        Containers may be using that, and its lease must be renewed."""
+        if self.source == "none" and self.leasing.holds and (data := self.snapshot.read()) is not None:
+            self.leasing.observe(self.cluster.recall(data))
 
     def _restore(self) -> None:
         data = self.snapshot.read()
@@ -248,6 +255,7 @@ class Agent:
         network = self.leasing.network
         if network is not None and network == self.network:
             self.network_error, self._refused = "", None  # a refused one was taken back
+            self._note_network()
             return False
         if network is None or network == self._refused:
             return False
@@ -265,12 +273,17 @@ class Agent:
             self._network_since = time.monotonic()
             self._resume(network)
         self.network = network
+        self._note_network()
         self.planning.use(backend, options.value, network.backend)
         prefixes = " and ".join(p for p in (network.v4, network.v6) if p)
         log.info("the network is %s over %s", prefixes, backend.name)
         if not self.leasing.holds:
             asyncio.get_running_loop().call_later(CLAIM_TIME, self._replan)
         return True
+
+    def _note_network(self) -> None:
+        if self.network == self.cluster.network:
+            self.cluster.put_in_force()
 
     def _resume(self, network: Network) -> None:
         """Begin with the backends that stood at the end of an earlier run: the network's may be another by now, and

@@ -168,3 +168,29 @@ async def test_not_ready_before_the_base_stands(tmp_path: Path) -> None:
         agent.reconciler.retry()
         await until(agent.first_pass.is_set, "it stands")
         assert (tmp_path / "h1" / "subnet.env").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"Network": "nonsense"}, "config-invalid"),
+        ({"Network": "10.9.0.0/16", "Backend": {"Type": "vxlan"}}, "network-excludes-subnet"),
+    ],
+)
+async def test_the_last_good_network_stays_in_force_across_a_restart(
+    tmp_path: Path, config: dict[str, object], code: str
+) -> None:
+    """On the same boot: containers use its subnet, whose lease must be renewed."""
+    cluster = MemoryCluster()
+    await put_config(cluster, {"Type": "probe"})
+    async with running(tmp_path, cluster) as agent:
+        await until(agent.first_pass.is_set, "the first pass")
+        await until(lambda: agent.leasing.state.state == "held", "the lease")
+        before = agent.network, agent.leasing.state.v4
+        await MemoryStore(cluster).put(f"{PREFIX}/config", json.dumps(config).encode())
+        await until(lambda: code in {f.code for f in agent.findings()}, "it is told")
+    async with running(tmp_path, cluster) as agent:
+        await until(agent.first_pass.is_set, "the first pass")
+        await until(lambda: agent.leasing.state.state == "held", "the lease is taken up")
+        assert (agent.network, agent.leasing.state.v4) == before
+        assert code in {f.code for f in agent.findings()}
