@@ -472,6 +472,8 @@ class Agent:
         for found in self._findings.values():
             yield from found
         yield from self.leasing.findings
+        yield from self.snapshot.findings
+        yield from self.changeover.findings
         yield from self.reconciler.findings()
         yield from self.planning.findings
         yield from self.planning.waiting()
