@@ -214,6 +214,8 @@ class LeaseSession:
                 own = self._own(attributes)
             if own is None or not _same_subnets(own, self.state):
                 return self._claim_again(attributes)
+            if self._twin(own):
+                return None
             self._adopt(own)
         if self.state.state == "held":
             return self._maintain(attributes, now)
@@ -260,7 +262,7 @@ class LeaseSession:
         self._note(
             "node-id-taken",
             self._name,
-            f"{self.state.problem} (a copied state directory?): this node takes no subnet",
+            f"{self.state.problem} (a copied state directory?): this node takes no lease",
             severity="error",
             remedy="on the clone stop netagent, remove the file `id` in its state directory, and start it again",
         )

@@ -419,14 +419,15 @@ def test_another_ttl_moves_the_record_to_another_etcd_lease() -> None:
     assert kinds(a).count(Rewrite) == 1
 
 
-def test_a_clone_under_another_name_takes_nothing_from_the_original_that_is_alive() -> None:
+@pytest.mark.parametrize("live", [False, True], ids=["another boot", "the same boot"])
+def test_a_clone_under_another_name_takes_nothing_from_the_original_that_is_alive(live: bool) -> None:
     world = World()
     a = held(world)
     world.put(KEYS.alive("a"), schema.owner_value(schema.Owner("a", a.id)))
-    clone = world.node("b", node_id=a.id, remembered=Subnets(a.state.v4, None))
+    clone = world.node("b", node_id=a.id, remembered=Subnets(a.state.v4, None, live))
     world.advance(120)
     assert (a.state.state, a.codes) == ("held", set())
-    assert (clone.state.state, clone.codes) == ("claiming", {"node-id-taken"})
+    assert (clone.state.state, clone.codes) == ("restored" if live else "claiming", {"node-id-taken"})
     assert world.owner(a.state.key) == schema.Owner("a", a.id)
     # The host was only renamed: nobody is alive under its old name any more.
     a.stopped = True
