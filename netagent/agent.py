@@ -28,7 +28,7 @@ from netagent.leasing import Leasing
 from netagent.model import Facts, Family, Finding, Lease, Network, Node, NodeRecord, Sysctl
 from netagent.plan import hostplan
 from netagent.plan.cluster import WITHHOLD, Cluster, ClusterChange
-from netagent.plan.compose import Composer, Use
+from netagent.plan.compose import Announced, Composer, Use
 from netagent.plan.lease_session import Attributes
 from netagent.planning import Changeover, HostOptions, Planning
 from netagent.reconcile import Reconciler
@@ -137,11 +137,18 @@ class Agent:
         try:
             async for item in self.follower:
                 waiting.cancel()
+                self._recall()
                 self.source = "etcd"
                 self._take(self.cluster.apply(item))
                 self.snapshot.touch()
         finally:
             waiting.cancel()
+
+    def _recall(self) -> None:
+        """Before the first listing: the network that was in force. etcd's may be bad by now, or exclude our subnet.
+        Containers may be using that, and its lease must be renewed."""
+        if self.source == "none" and self.leasing.holds and (data := self.snapshot.read()) is not None:
+            self.leasing.observe(self.cluster.recall(data))
 
     def _restore(self) -> None:
         data = self.snapshot.read()
@@ -248,6 +255,7 @@ class Agent:
         network = self.leasing.network
         if network is not None and network == self.network:
             self.network_error, self._refused = "", None  # a refused one was taken back
+            self._note_network()
             return False
         if network is None or network == self._refused:
             return False
@@ -263,8 +271,9 @@ class Agent:
         self._findings["backend"] = options.findings
         if self.network is None:
             self._network_since = time.monotonic()
-            self._resume()
+            self._resume(network)
         self.network = network
+        self._note_network()
         self.planning.use(backend, options.value, network.backend)
         prefixes = " and ".join(p for p in (network.v4, network.v6) if p)
         log.info("the network is %s over %s", prefixes, backend.name)
@@ -272,7 +281,11 @@ class Agent:
             asyncio.get_running_loop().call_later(CLAIM_TIME, self._replan)
         return True
 
-    def _resume(self) -> None:
+    def _note_network(self) -> None:
+        if self.network == self.cluster.network:
+            self.cluster.put_in_force()
+
+    def _resume(self, network: Network) -> None:
         """Begin with the backends that stood at the end of an earlier run: the network's may be another by now, and
         this host unable to follow."""
         try:
@@ -285,7 +298,12 @@ class Agent:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ConfigError) as error:
             log.warning("%s is ignored, beginning with the network's backend: %s", self.changeover.path, error)
             return
-        self.planning.resume(uses, kept.reached)
+        # Peers may have changed while this node was away: they are ready for what they announced before, too.
+        known = Cluster(self.settings.etcd_prefix)
+        if [config for _, config in uses] != [network.backend] and (data := self.snapshot.read()) is not None:
+            known.load(data)
+        earlier = {key: Announced.by(lease) for key, lease in known.leases.items()}
+        self.planning.resume(uses, {**earlier, **kept.reached})
 
     def _dump_changeover(self) -> bytes:
         return msgspec.json.encode(self.planning.changeover(self.cluster.leases))
@@ -454,6 +472,8 @@ class Agent:
         for found in self._findings.values():
             yield from found
         yield from self.leasing.findings
+        yield from self.snapshot.findings
+        yield from self.changeover.findings
         yield from self.reconciler.findings()
         yield from self.planning.findings
         yield from self.planning.waiting()

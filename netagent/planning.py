@@ -89,6 +89,8 @@ class Planning:
         self._retirement: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._promotion: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()  # there is no coming backend, or it is certain that it must wait
+        self._tried.set()
 
     # ------------------------------------------------------------------------------------------- which backend
 
@@ -125,6 +127,10 @@ class Planning:
 
     def _come(self, coming: Use | None) -> None:
         self._coming = coming
+        if coming is None:
+            self._tried.set()
+        else:
+            self._tried.clear()
         if self._promotion is not None:
             self._promotion.cancel()
 
@@ -138,6 +144,7 @@ class Planning:
                 if runner is not None:
                     await runner.settled()
         while self._coming == coming and self._hindered():
+            self._tried.set()
             self._reconciler.applied.clear()
             await self._reconciler.applied.wait()
         if self._coming == coming:
@@ -146,6 +153,7 @@ class Planning:
             self._previous = tuple(use for use in earlier if use != coming)
             self._use, self._coming = coming, None
             self._promoted()
+            self._tried.set()
 
     def _hindered(self) -> bool:
         """Whether the coming backend has nothing to stand on while the active one has. That one carries the traffic
@@ -347,6 +355,7 @@ class Planning:
 
     async def settled(self) -> None:
         """Everything told so far has been tried, in the kernel and in the services."""
+        await self._tried.wait()
         await self._reconciler.settled()
         for runner in list(self.runners.values()):
             await runner.settled()

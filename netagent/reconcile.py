@@ -341,6 +341,8 @@ class Reconciler:
         for change in changes:
             if change.kind == "facts":
                 self.facts_changed.set()
+                if change.key is not None:
+                    self._forgive(change.key[1])
                 continue
             if change.kind == "accept":
                 self.others_changed.set()
@@ -350,6 +352,20 @@ class Reconciler:
             self._dirty.update((change.kind, *DEPENDENTS.get(change.kind, ())))
         if self._dirty:
             self._stir()
+
+    def _forgive(self, dev: str) -> None:
+        """An uplink went up or down: what the kernel removed with it was nobody's doing, however often it flaps."""
+        for key in list(self._repairs):
+            want = self._desired.get(key)
+            if want is None or not _stands_on(want, dev):
+                continue
+            del self._repairs[key]
+            self._waits.pop(key, None)
+            failing = self._failing.get(key)
+            if failing is not None and failing.contested:
+                del self._failing[key]
+                self._pending[key] = None
+                self._stir()
 
     def _recreated(self, link: Object) -> None:
         """A device was made (anew): what stood on an earlier one of the name is gone."""

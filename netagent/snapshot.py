@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netagent import files
+from netagent.model import Finding
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class SnapshotFile:
         self._dump = dump
         self._spacing = spacing
         self._written = 0  # hash of the last content
+        self.findings: tuple[Finding, ...] = ()
         self._changed = asyncio.Event()
 
     def read(self) -> bytes | None:
@@ -57,9 +59,13 @@ class SnapshotFile:
             return
         try:
             files.replace(self.path, data, mode=0o600)
-            self._written = hash(data)
         except OSError as error:
-            log.warning("snapshot %s: %s", self.path, error)
+            self._changed.set()  # and again
+            if not self.findings:
+                log.warning("snapshot %s: %s", self.path, error)
+            self.findings = (_not_kept(self.path, error),)
+        else:
+            self._written, self.findings = hash(data), ()
 
     async def run(self) -> None:
         """Until cancelled; what is still unwritten then is written."""
@@ -72,3 +78,12 @@ class SnapshotFile:
         finally:
             if self._changed.is_set():
                 self.write()
+
+
+def _not_kept(path: Path, error: OSError) -> Finding:
+    return Finding(
+        code="state-not-kept",
+        subject=str(path),
+        message=f"what is known cannot be kept on disk, so a restart may begin with what is old: {error.strerror}",
+        remedy="make the state directory writable, or free space on its file system",
+    )

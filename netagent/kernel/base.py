@@ -40,6 +40,7 @@ class Change(NamedTuple):
     """A hint from the kernel that something of that kind may differ now. `key` None: anything of the kind.
 
     `kind` is one of model.KINDS, or "facts": links, addresses or foreign routes changed, plan again.
+    "facts" with the key of a link: that device of another owner, which routes of ours name, went up or down.
     Changes made by our own requests are left out where the kernel lets us tell.
     """
 

@@ -89,7 +89,7 @@ class Translator:
         if moved and was_own:
             hints += _ON_DEVICE
         elif moved and found.name in self._ours.route_devices:
-            hints.append(Change("route"))
+            hints += [Change("route"), Change("facts", ("link", found.name))]
         if before is not None and before.name != found.name and before.name in self._ours.route_devices:
             hints.append(Change("route"))  # renamed
         if now != before:

@@ -69,7 +69,8 @@ class Cluster:
         self.nodes: dict[str, NodeRecord] = {}
         self.alive: dict[str, schema.Owner] = {}
         self.withheld: set[str] = set()
-        self._config = b""  # the document in force
+        self._config = b""  # the last good document
+        self._in_force = b"", 0  # that which the node goes by, with its revision
         self._config_findings: tuple[Finding, ...] = ()
         # With the revision and the etcd lease, which tell what it was written with.
         self._owners: dict[str, tuple[schema.Owner, int, int]] = {}
@@ -352,14 +353,19 @@ class Cluster:
 
     # -------------------------------------------------------------------------------------------- on disk
 
+    def put_in_force(self) -> None:
+        """`network` is what the node goes by: the snapshot has it until there is another that can be followed."""
+        self._in_force = self._config, self.config_revision
+
     def dump(self) -> bytes:
         """The view for the snapshot on disk: a line with version and checksum, then JSON."""
+        config, config_revision = self._in_force if self._in_force[0] else (self._config, self.config_revision)
         payload = msgspec.json.encode(
             _Snapshot(
                 prefix=self.keys.prefix,
                 revision=self.revision,
-                config=self._config,
-                config_revision=self.config_revision,
+                config=config,
+                config_revision=config_revision,
                 leases=[
                     (x.key, x.raw, x.lease_id, x.create_revision, x.mod_revision, x.node, x.node_id)
                     for x in self.leases.values()
@@ -383,10 +389,7 @@ class Cluster:
             return ClusterChange(findings=(finding,))
         self.revision = snapshot.revision
         findings: list[Finding] = []
-        config_changed = False
-        if snapshot.config:
-            kv = KeyValue(self.keys.config, snapshot.config, mod_revision=snapshot.config_revision)
-            config_changed = self._set_config(kv)
+        config_changed = self._recall(snapshot)
         changed: dict[str, Lease] = {}
         for name, raw, lease_id, create, mod, node, node_id in snapshot.leases:
             if node:
@@ -399,6 +402,19 @@ class Cluster:
         return ClusterChange(
             config_changed, changed, nodes_changed=frozenset(self.nodes), whole=True, findings=tuple(findings)
         )
+
+    def recall(self, data: bytes) -> ClusterChange:
+        """Take over a snapshot's configuration alone, into an empty view: the last good one, should etcd's be bad."""
+        snapshot = _decode_snapshot(data, self.keys.prefix)
+        return ClusterChange(config_changed=not isinstance(snapshot, str) and self._recall(snapshot))
+
+    def _recall(self, snapshot: _Snapshot) -> bool:
+        if not snapshot.config:
+            return False
+        kv = KeyValue(self.keys.config, snapshot.config, mod_revision=snapshot.config_revision)
+        changed = self._set_config(kv)
+        self.put_in_force()
+        return changed
 
 
 class _Snapshot(msgspec.Struct):

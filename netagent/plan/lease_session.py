@@ -145,6 +145,8 @@ class LeaseSession:
             self._avoid.clear()
             if state.state != "held":
                 self._wake = min(self._wake, now)
+        if "node-id-taken" in self._findings and change.alive_changed:
+            self._wake = min(self._wake, now)
         if self._trial:
             self._wake = min(self._wake, now)
         elif not cluster.confirmed or state.state not in ("held", "lost", "conflict"):
@@ -212,6 +214,8 @@ class LeaseSession:
                 own = self._own(attributes)
             if own is None or not _same_subnets(own, self.state):
                 return self._claim_again(attributes)
+            if self._twin(own):
+                return None
             self._adopt(own)
         if self.state.state == "held":
             return self._maintain(attributes, now)
@@ -241,9 +245,28 @@ class LeaseSession:
             return None
         state.source = choice.source
         if choice.lease is not None and choice.lease.key not in cluster.withheld:
+            if self._twin(choice.lease):
+                return None
             self._adopt(choice.lease)
             return self._decide(attributes, now)
         return Claim(choice.key, self._render(attributes, None), self._owner, self.ttl)
+
+    def _twin(self, lease: Lease) -> bool:
+        """Whether the record of our id is that of a host which is alive under another name and at another address: we
+        are its clone, and must not take its traffic."""
+        alive = self._cluster.alive.get(lease.node)
+        self._findings.pop("node-id-taken", None)
+        if lease.node == self._name or alive is None or alive.id != self._id or self._same_address(lease):
+            return False
+        self.state.problem = f"{lease.node} at {lease.public_ip or lease.public_ip6} is alive with this node's id"
+        self._note(
+            "node-id-taken",
+            self._name,
+            f"{self.state.problem} (a copied state directory?): this node takes no lease",
+            severity="error",
+            remedy="on the clone stop netagent, remove the file `id` in its state directory, and start it again",
+        )
+        return True
 
     def _choice(self, network: Network, leases: Mapping[str, Lease], attributes: Attributes) -> Choice | None:
         used = Remembered("state", self.state.v4, self.state.v6)

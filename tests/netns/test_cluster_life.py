@@ -112,6 +112,25 @@ async def test_the_backend_changes_under_running_agents(before: str, after: obje
         assert (await lab.ping(hosts=True)).ok
 
 
+async def test_a_backend_that_changes_while_an_agent_is_away() -> None:
+    """It begins with what stood, which its peers still have for it, and then follows."""
+    async with Lab(nodes=3, backend="vxlan") as lab:
+        await lab.ready()
+        async with lab.flow() as flow:
+            await lab["h2"].stop_agent()
+            await lab.set_backend("host-gw")
+            await until(lab, lambda: has_path(lab["h1"], "h3", "eth0"), "h1 and h3 have changed")
+            await lab["h2"].start_agent()
+            await lab.ready(backend="host-gw", attach=False)
+            await until(lab, lambda: devices_gone(lab, "na-vx1"), "na-vx1 is gone", 20)
+        assert flow.lost == 0, flow
+
+
+async def has_path(node: Node, peer: str, dev: str) -> str:
+    found = await node.route_to(node.lab[peer].container_ip())
+    return "" if found.endswith(f"dev {dev}") else f"{node.name} has {found}"
+
+
 async def devices_gone(lab: Lab, name: str) -> str:
     left = [node.name for node in lab.nodes.values() if name in (await node.ip("-br link show")).split()]
     return f"{name} is still on {left}" if left else ""

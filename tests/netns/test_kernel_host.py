@@ -371,6 +371,7 @@ async def test_uplink_down_takes_plain_routes_and_says_so(bench: Bench) -> None:
     async with listening(bench) as heard:
         bench.ip("link set eth0 down")
         await eventually(lambda: Change("route") in heard, "a hint at routes")
+        assert Change("facts", ("link", "eth0")) in heard
     assert bench.dump("route") == set()
     (failure,) = bench.host.apply([Op("put", PLAIN)])
     assert failure.errno in (errno.ENETDOWN, errno.ENETUNREACH)

@@ -18,6 +18,7 @@ from netagent.identity import load_identity
 from netagent.kernel.fake import FakeHost
 from netagent.model import AddressFact, Hop, LinkFact, Route, RouteFact
 from netagent.registry import Registry
+from netagent.snapshot import SnapshotFile
 from netagent.store.memory import MemoryCluster, MemoryStore
 from tests.support.netns import eventually
 from tests.support.probe_backend import ProbeService
@@ -168,3 +169,39 @@ async def test_not_ready_before_the_base_stands(tmp_path: Path) -> None:
         agent.reconciler.retry()
         await until(agent.first_pass.is_set, "it stands")
         assert (tmp_path / "h1" / "subnet.env").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"Network": "nonsense"}, "config-invalid"),
+        ({"Network": "10.9.0.0/16", "Backend": {"Type": "vxlan"}}, "network-excludes-subnet"),
+    ],
+)
+async def test_the_last_good_network_stays_in_force_across_a_restart(
+    tmp_path: Path, config: dict[str, object], code: str
+) -> None:
+    """On the same boot: containers use its subnet, whose lease must be renewed."""
+    cluster = MemoryCluster()
+    await put_config(cluster, {"Type": "probe"})
+    async with running(tmp_path, cluster) as agent:
+        await until(agent.first_pass.is_set, "the first pass")
+        await until(lambda: agent.leasing.state.state == "held", "the lease")
+        before = agent.network, agent.leasing.state.v4
+        await MemoryStore(cluster).put(f"{PREFIX}/config", json.dumps(config).encode())
+        await until(lambda: code in {f.code for f in agent.findings()}, "it is told")
+    async with running(tmp_path, cluster) as agent:
+        await until(agent.first_pass.is_set, "the first pass")
+        await until(lambda: agent.leasing.state.state == "held", "the lease is taken up")
+        assert (agent.network, agent.leasing.state.v4) == before
+        assert code in {f.code for f in agent.findings()}
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_and_written_later(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()  # where its directory should be
+    file = SnapshotFile(tmp_path / "state" / "snapshot", lambda: b"records")
+    file.write()
+    assert [finding.code for finding in file.findings] == ["state-not-kept"]
+    (tmp_path / "state").unlink()
+    file.write()
+    assert (file.findings, file.read()) == ((), b"records")

@@ -417,3 +417,20 @@ def test_another_ttl_moves_the_record_to_another_etcd_lease() -> None:
     world.advance(100)  # the old lease ends and takes nothing with it
     assert list(world.leases()) == [a.state.key]
     assert kinds(a).count(Rewrite) == 1
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["another boot", "the same boot"])
+def test_a_clone_under_another_name_takes_nothing_from_the_original_that_is_alive(live: bool) -> None:
+    world = World()
+    a = held(world)
+    world.put(KEYS.alive("a"), schema.owner_value(schema.Owner("a", a.id)))
+    clone = world.node("b", node_id=a.id, remembered=Subnets(a.state.v4, None, live))
+    world.advance(120)
+    assert (a.state.state, a.codes) == ("held", set())
+    assert (clone.state.state, clone.codes) == ("restored" if live else "claiming", {"node-id-taken"})
+    assert world.owner(a.state.key) == schema.Owner("a", a.id)
+    # The host was only renamed: nobody is alive under its old name any more.
+    a.stopped = True
+    world.delete(KEYS.alive("a"))
+    world.settle()
+    assert (clone.state.state, clone.state.key, clone.codes) == ("held", a.state.key, set())

@@ -273,6 +273,24 @@ async def test_drift_now_and_then_is_no_fight() -> None:
         assert r.codes() == set()
 
 
+async def test_what_goes_with_a_flapping_uplink_is_no_fight() -> None:
+    async with rig() as r:
+        r.reconciler.put("x", [direct(1)])
+        for _ in range(3 * FIGHT_AFTER):
+            r.host.hint("facts", ("link", "eth0"))
+            await fight(r, 1)
+        await r.until(lambda: r.has(direct(1)))
+        await fight(r, FIGHT_AFTER - 1)  # with the one before
+        assert r.codes() == {"object-contested"}
+        r.host.hint("facts", ("link", "eth1"))
+        await r.quiet()
+        assert not r.has(direct(1))
+        r.host.hint("facts", ("link", "eth0"))
+        await r.quiet()
+        assert r.has(direct(1))
+        assert r.codes() == set()
+
+
 async def test_a_fight_ends_when_another_route_is_wanted() -> None:
     async with rig() as r:
         r.reconciler.put("x", [direct(1)])

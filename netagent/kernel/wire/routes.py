@@ -56,6 +56,10 @@ _BY_NEXTHOP6 = struct.Struct("=IHHII 8BI HH16s HHI HHI")
 _VIA4 = struct.Struct("=IHHII 8BI HH4s HHI HH4s HHI")
 _VIA6 = struct.Struct("=IHHII 8BI HH16s HHI HH16s HHI")
 
+# struct rtattr (length, type) of RTA_TABLE, and of RTA_DST by the size of its address.
+_TABLE_HEAD = struct.pack("=HH", 8, _TABLE)
+_SIZES = {struct.pack("=HH", 4 + size, _DST): size for size in (4, 16)}
+
 _ZERO4, _ZERO6 = bytes(4), bytes(16)
 
 
@@ -223,6 +227,11 @@ def destination_of(data: bytes, start: int, end: int) -> tuple[int, bytes]:
     """Prefix length and packed destination (empty for a default route), by a look at few bytes."""
     if end - start < _RTMSG.size:
         return 0, b""
+    # The kernel begins with RTA_TABLE and RTA_DST: one look where that is so, all attributes where it is not.
+    if data[start + 12 : start + 16] == _TABLE_HEAD:
+        size = _SIZES.get(data[start + 20 : start + 24], 0)
+        if size and start + 24 + size <= end:
+            return data[start + 1], data[start + 24 : start + 24 + size]
     return data[start + 1], attributes(data, start + _RTMSG.size, end).get(_DST, b"")
 
 
