@@ -2,12 +2,14 @@
 
 Rule: a BGP session comes up, and stays, without BFD (RFC 5882 section 4.1): only a neighbour that BFD has once
 reached can be found silent, so it may be set on one side first. BFD begins when BGP stands (FRR, which begins before,
-ends its own session when BFD was the faster one) and goes on as long as it reaches the peer, BGP or not.
+ends its own session when BFD was the faster one) and goes on as long as it reaches the peer, BGP or not, and a moment
+more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from bfd.orders import Status
@@ -29,14 +31,32 @@ class Bfd:
     """Over several hops (RFC 5883); None: as the BGP session is."""
 
 
-def wanted(peer: Peer) -> Wanted | None:
+LINGER = 0.5
+"""Seconds that a BFD session which does not reach the peer outlives the BGP session. Long enough for a BGP session that
+is back at once, and too short for BFD to reach many a peer before BGP does.
+"""
+
+
+def wanted(peer: Peer, now: float) -> Wanted | None:
     """The BFD session that there should be with a peer now."""
     bfd = peer.config.bfd
     if bfd is None or not peer.session.started:
         return None
-    if peer.session.negotiated is None and (peer.bfd is None or not peer.bfd.up):
+    if peer.session.negotiated is None and now >= kept_until(peer):
         return None
     return Wanted(_place(peer.config, bfd), bfd.timing)
+
+
+def kept_until(peer: Peer) -> float:
+    """Until when its BFD session is kept while the BGP session is away: for ever while it reaches the peer.
+
+    One that does not is not begun anew at once. BGP may be back within milliseconds, and a peer that has taken up the
+    session in between would hear another discriminator then, and wait in vain for the one that it knows: FRR does,
+    for a detection time, then ends BGP for it, and so on.
+    """
+    if peer.bfd is None or peer.bfd.state == "waiting":
+        return -inf
+    return inf if peer.bfd.up else peer.since + LINGER
 
 
 def ended(before: Status | None) -> Status | None:

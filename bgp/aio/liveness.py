@@ -6,9 +6,11 @@ what came before that (or nothing: a graceful restart) says how. It is only ours
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Any
 
 from bfd.client import Client
@@ -59,15 +61,22 @@ class Liveness:
         self._touched.clear()
 
     def _follow(self, name: str, peer: Peer | None) -> None:
-        wanted = bfd.wanted(peer) if peer is not None else None
+        now = self._now()
+        wanted = bfd.wanted(peer, now) if peer is not None else None
         if wanted is not None:
             assert peer is not None
             self.client.set(name, wanted, peer.bfd)
             peer.bfd = self.client.status[name]
+            if peer.session.negotiated is None and (left := bfd.kept_until(peer) - now) < inf:
+                asyncio.get_running_loop().call_later(left, self._look_again, name)
         elif name in self.client.status:
             self.client.unset(name)
             if peer is not None:
                 peer.bfd = bfd.ended(peer.bfd)
+
+    def _look_again(self, name: str) -> None:
+        self._touched[name] = None
+        self._on_down()
 
     def view(self) -> dict[str, Any]:
         """How its process fares: empty while there is none. Times in milliseconds."""

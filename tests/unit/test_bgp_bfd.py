@@ -51,18 +51,22 @@ def test_it_begins_when_bgp_stands_and_goes_on_while_it_reaches_the_peer() -> No
     cluster.speaker(2)
     cluster.peer(1, 2, bfd=Bfd(Timing(50_000, 60_000, 4)), transport=Transport(local_address=address(1)))
     peer = cluster.speakers[1].peers["2"]
-    assert beside.wanted(peer) is None
+    assert beside.wanted(peer, cluster.network.now) is None
     cluster.peer(2, 1)
     cluster.everywhere(10, (1, 2))
-    wanted = beside.wanted(peer)
+    wanted = beside.wanted(peer, cluster.network.now)
     assert wanted == (Place(address(2), address(1)), Timing(50_000, 60_000, 4))
     peer.bfd = UP
     cluster.crash(2)
     cluster.network.run(2)
     assert peer.session.negotiated is None
-    assert beside.wanted(peer) == wanted
-    peer.bfd = beside.ended(Status("down", "detection time expired", failures=3))
-    assert beside.wanted(peer) is None
+    assert beside.wanted(peer, cluster.network.now) == wanted
+    peer.bfd = Status("down", "detection time expired", failures=3)  # BGP may be back in a moment
+    assert beside.kept_until(peer) == peer.since + beside.LINGER > cluster.network.now
+    assert beside.wanted(peer, cluster.network.now) == wanted
+    assert beside.wanted(peer, beside.kept_until(peer)) is None
+    peer.bfd = beside.ended(peer.bfd)
+    assert beside.wanted(peer, cluster.network.now) is None
     assert peer.bfd == Status("waiting", "detection time expired", failures=3)
 
 
@@ -70,9 +74,9 @@ def test_a_peer_that_is_shut_down_or_has_none_wants_none() -> None:
     cluster, peer = watched()
     version = cluster.speakers[1].version
     cluster.speakers[1].stop_peer("2", cluster.network.now)
-    assert beside.wanted(peer) is None
+    assert beside.wanted(peer, cluster.network.now) is None
     assert cluster.speakers[1].version > version
-    assert beside.wanted(cluster.speakers[2].peers["1"]) is None
+    assert beside.wanted(cluster.speakers[2].peers["1"], cluster.network.now) is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_a_peer_that_is_shut_down_or_has_none_wants_none() -> None:
 def test_over_hops_as_the_session_is(transport: Transport, bfd_: Bfd, expected: tuple[bool, int]) -> None:
     cluster, peer = watched(transport=transport)
     cluster.speakers[1].set_peers([*_with(peer, bfd_)], cluster.network.now)
-    wanted = beside.wanted(cluster.speakers[1].peers["2"])
+    wanted = beside.wanted(cluster.speakers[1].peers["2"], 0.0)
     assert wanted is not None
     assert (wanted.place.multihop, wanted.place.least_ttl) == expected
 
