@@ -32,8 +32,9 @@ class Bfd:
 
 
 LINGER = 0.5
-"""Seconds that a BFD session which does not reach the peer outlives the BGP session. Long enough for a BGP session that
-is back at once, and too short for BFD to reach many a peer before BGP does.
+"""Seconds that a BFD session which does not reach the peer outlives the BGP session.
+
+Long enough for a BGP session that is back at once, and too short for BFD to reach many a peer before BGP does.
 """
 
 

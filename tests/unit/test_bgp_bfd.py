@@ -62,8 +62,7 @@ def test_it_begins_when_bgp_stands_and_goes_on_while_it_reaches_the_peer() -> No
     assert peer.session.negotiated is None
     assert beside.wanted(peer, cluster.network.now) == wanted
     peer.bfd = Status("down", "detection time expired", failures=3)  # BGP may be back in a moment
-    assert beside.kept_until(peer) == peer.since + beside.LINGER > cluster.network.now
-    assert beside.wanted(peer, cluster.network.now) == wanted
+    assert beside.wanted(peer, peer.since) == beside.wanted(peer, peer.since + 0.9 * beside.LINGER) == wanted
     assert beside.wanted(peer, beside.kept_until(peer)) is None
     peer.bfd = beside.ended(peer.bfd)
     assert beside.wanted(peer, cluster.network.now) is None
