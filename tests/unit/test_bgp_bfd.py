@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import socket
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import bfd
 from bfd.orders import Status
 from bfd.session import Timing
-from bfd.sessions import Place
+from bfd.sessions import Place, Wanted
 from bgp import bfd as beside
 from bgp import metrics, views
 from bgp.aio.liveness import Liveness
@@ -250,6 +251,47 @@ async def test_a_connection_that_the_peer_has_closed_says_more_than_bfd(
         live._changed("2", UP, failed)
     assert (peer.session.negotiated is None) is ends
     assert peer.bfd is failed
+
+
+class Told:
+    """Stands in for the client of BFD's process: what it was told last of each session."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, Status] = {}
+
+    def set(self, name: str, wanted: Wanted, past: Status | None) -> None:
+        self.status.setdefault(name, Status("down"))
+
+    def unset(self, name: str) -> None:
+        del self.status[name]
+
+    def outlive(self, seconds: float) -> None:
+        pass
+
+
+async def test_a_bgp_session_that_is_back_at_once_finds_the_bfd_session_that_it_had() -> None:
+    """And one that is not does not: it is told so when the time is over, without anything else happening."""
+    cluster, peer = watched()
+    later = asyncio.Event()
+    time = [cluster.network.now]
+    live = Liveness(cluster.speakers[1], lambda: time[0], lambda _: (), later.set, _ignore)
+    live.client = told = Told()  # type: ignore[assignment]
+    live.follow()
+    assert list(told.status) == ["2"]
+    cluster.crash(2)
+    cluster.network.run(2)
+    assert peer.session.negotiated is None
+    time[0] = peer.since
+    live.heard("2")
+    live.follow()
+    assert list(told.status) == ["2"]
+    async with asyncio.timeout(30):
+        await later.wait()
+    time[0] = peer.since + beside.LINGER
+    live.follow()
+    assert told.status == {}
+    assert peer.bfd is not None
+    assert peer.bfd.state == "waiting"
 
 
 def _ignore(name: str, before: Status, now: Status) -> None:
