@@ -35,8 +35,7 @@ def here() -> Iterator[None]:
     """A namespace with all these addresses on its loopback device."""
     with Namespaces() as net:
         space = net.make("bfd")
-        for address in ("192.0.2.1/32", "192.0.2.2/32", "fd50::1/128", "fd50::2/128"):
-            space.ip(f"address add {address} dev lo")
+        space.give("192.0.2.1/32", "192.0.2.2/32", "fd50::1/128", "fd50::2/128")
         with space.entered():
             yield
 

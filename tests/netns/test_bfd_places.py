@@ -32,8 +32,7 @@ def space() -> Iterator[Namespace]:
     """A namespace with all these addresses on its loopback device."""
     with Namespaces() as net:
         space = net.make("bfd")
-        for address in ("192.0.2.1/32", "192.0.2.2/32", "fd50::1/128", "fd50::2/128", "198.18.0.1/16"):
-            space.ip(f"address add {address} dev lo")
+        space.give("192.0.2.1/32", "192.0.2.2/32", "fd50::1/128", "fd50::2/128", "198.18.0.1/16")
         with space.entered():
             yield space
 
@@ -67,7 +66,7 @@ async def test_an_address_that_goes_and_returns(space: Namespace, near: bytes, f
         await until(lambda: not one.status.up, "its failure")
         if len(near) == 4:  # with IPv6 the kernel lets us send from an address that is gone
             await until(lambda: "not an address of this host" in one.status.problem, "why")
-        space.ip(f"address add {address} dev lo")
+        space.give(address)
         await both_up(one, other)
         assert (one.status.problem, one.status.port) == ("", port)
 

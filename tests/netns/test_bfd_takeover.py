@@ -22,8 +22,7 @@ def path(tmp_path: Path) -> Iterator[str]:
     """Where the process waits, in a namespace with both addresses."""
     with Namespaces() as net:
         space = net.make("bfd")
-        for address in ("192.0.2.1/32", "192.0.2.2/32"):
-            space.ip(f"address add {address} dev lo")
+        space.give("192.0.2.1/32", "192.0.2.2/32")
         with space.entered():
             yield str(tmp_path / "bfd")
 

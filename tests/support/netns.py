@@ -163,6 +163,14 @@ class Namespace:
         """`ip` with these words ("route add 10.0.0.0/8 via 192.168.50.1"); its standard output."""
         return self.run("ip", *shlex.split(command), check=check).stdout
 
+    def give(self, *addresses: str, dev: str = "lo") -> None:
+        """Give the device these addresses (with their lengths), ready for use."""
+        for address in addresses:
+            nodad = (
+                "nodad" if ":" in address else ""
+            )  # else it is tentative for a moment, on lo and with accept_dad=0 too
+            self.ip(f"address add {address} dev {dev} {nodad}")
+
     async def spawn(self, *argv: str, **keywords: Any) -> asyncio.subprocess.Process:
         """Start a process inside. Whatever still runs when the namespace closes is killed."""
         return await asyncio.create_subprocess_exec(*self.command(*argv), **keywords)
@@ -252,9 +260,7 @@ class Namespaces:
         for position, (host, addresses) in enumerate(hosts.items()):
             self.veth(host, dev, space, f"p{position}", mtu=mtu)
             space.ip(f"link set p{position} master br0")
-            for address in addresses.split():
-                nodad = "nodad" if ":" in address else ""  # accept_dad=0 alone leaves it tentative for a moment
-                host.ip(f"address add {address} dev {dev} {nodad}")
+            host.give(*addresses.split(), dev=dev)
         return space
 
 
