@@ -166,7 +166,7 @@ def test_packets_come_in_order_with_the_time_at_which_they_came(here: None) -> N
         for number in range(1, 6):
             out.send(Packet(State.DOWN, number, 0, 3, 100_000, 100_000).encode())
         sent = time.monotonic()
-        deadline = sent + 0.2
+        deadline = sent + 1.0
         while time.monotonic() < deadline:  # we are late: they wait
             pass
         heard: list[tuple[int, bytes, float]] = []
@@ -174,12 +174,12 @@ def test_packets_come_in_order_with_the_time_at_which_they_came(here: None) -> N
         def take(data: bytes, source: bytes, ttl: int, at: float, multihop: bool) -> None:
             heard.append((decode_packet(data).mine, source, at))
 
-        assert receiver.drain(3, take) <= sent + 0.1  # what is left may be as old as the last that was read
+        assert receiver.drain(3, take) < deadline  # what is left may be as old as the last that was read
         before = time.monotonic()
         assert receiver.drain(3, take) >= before
         assert [number for number, _, _ in heard] == [1, 2, 3, 4, 5]
         assert {source for _, source, _ in heard} == {FAR}
-        assert all(began - 0.01 <= at <= sent + 0.1 for _, _, at in heard)
+        assert all(began - 0.01 <= at < deadline for _, _, at in heard)
         assert [at for _, _, at in heard] == sorted(at for _, _, at in heard)
     finally:
         out.close()
