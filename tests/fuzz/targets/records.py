@@ -26,6 +26,7 @@ from netagent.model import (
     LinkFact,
     Neighbour,
     Network,
+    NftElement,
     Node,
     NodeRecord,
     Route,
@@ -52,6 +53,7 @@ LEASES = {
     "dual": DUAL,
     "udp": b'{"PublicIP":"192.168.50.12","PublicIPv6":null}',
     "host-gw": b'{"PublicIP":"192.168.50.12","BackendType":"host-gw","BackendData":null}',
+    "bgp": b'{"PublicIP":"192.168.50.12","PublicIPv6":"fd50:0:0::12","BackendType":"bgp"}',
     "folded": b'{"publicip":"192.168.50.12","BACKENDTYPE":"host-gw","Extra":{"a":["\\u0026",1e9]}}',
     "no-address": b'{"PublicIP":"0.0.0.0","PublicIPv6":"::"}',
 }
@@ -195,6 +197,8 @@ def lease(data: bytes) -> None:
             elif isinstance(planned, FdbEntry):
                 neighbours.put_fdb(7, planned.mac, planned.dst)
                 assert planned.mac not in OUR_MACS
+            elif isinstance(planned, NftElement):
+                assert str(ipaddress.ip_address(planned.element)) == planned.element  # as the kernel shows it
             else:
                 nexthops.put(100, 7, planned.gateway, 110)
 
