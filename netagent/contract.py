@@ -25,6 +25,10 @@ RANK_SERVICE = 10
 RANK_PEER = 20
 RANK_RETIRING = 30  # what the service of the previous backend has published: a peer's own plan counts for more
 
+# Codes of the findings by which a planner says that a peer's lease announces another way than its own: another
+# backend, or other options that both must have. So it is while a change is under way.
+OTHER_WAYS = frozenset(("peer-other-backend", "vxlan-other-vni"))
+
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """All that a planner may look at. `options` is what `Backend.options` returned."""

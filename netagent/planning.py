@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from netagent import model
-from netagent.contract import RANK_BASE, RANK_PEER, RANK_RETIRING, RANK_SERVICE, Backend, Context
+from netagent.contract import OTHER_WAYS, RANK_BASE, RANK_PEER, RANK_RETIRING, RANK_SERVICE, Backend, Context
 from netagent.model import Facts, Family, Finding, Lease, Link, Network, Node, NodeRecord, Object
 from netagent.plan import compose, hostplan
 from netagent.plan.compose import Announced, Composer, Standing, Use
@@ -299,14 +299,15 @@ class Planning:
     ) -> tuple[compose.Peer, Announced | None]:
         """The peer's plan, and what it announced that the plan is made from.
 
-        A peer that announces what leads nowhere from here (we have not followed yet, or cannot) is reached by what it
-        announced earlier: it stays ready for that as long as our own lease announces it.
+        A peer that announces what is not ours (we have not followed yet, or cannot) is reached by what it announced
+        earlier: it stays ready for that as long as our own lease announces it. Where both announce the same and that
+        leads nowhere, there is no path: so the network is configured.
         """
         now = Announced.by(lease)
         peer = self._planned(composer, lease)
         if peer.objects:
             return peer, now
-        if earlier is None or earlier == now:
+        if earlier is None or earlier == now or OTHER_WAYS.isdisjoint(found.code for found in peer.findings):
             return peer, earlier
         former = self._planned(composer, msgspec.structs.replace(lease, **earlier._asdict()))
         return (former._replace(findings=peer.findings) if former.objects else peer), earlier

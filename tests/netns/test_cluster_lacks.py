@@ -152,3 +152,21 @@ async def test_agents_that_start_anew_while_a_change_waits_take_no_traffic_away(
             await one.ip("link del flannel.1")
             await lab.ready(backend="vxlan")
         assert flow.lost == 0, flow
+
+
+async def test_a_change_to_a_backend_without_a_way_to_a_peer_is_followed() -> None:
+    """Both have host-gw, and a router lies between: what the network is configured to is no path."""
+    async with Lab(nodes=2, kind="racks", backend="vxlan") as lab:
+        await lab.ready()
+        await lab.set_backend("host-gw")
+
+        async def unreachable() -> str:
+            found = {peer.state: peer.reason for node in lab.nodes.values() for peer in await node.peers()}
+            return "" if set(found) == {"unreachable"} else f"{found}"
+
+        await lab.until(unreachable, "no path is left", 30)
+        assert {f.code for f in (await lab["h1"].status()).findings} == {"hostgw-not-on-link"}
+        assert "proto 110" not in await lab["h1"].ip("route show type unicast proto 110")
+        await lab.set_backend("vxlan")
+        await lab.ready(backend="vxlan")
+        assert (await lab.ping()).ok
