@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 import msgspec
 
@@ -198,7 +199,8 @@ def lease(data: bytes) -> None:
                 neighbours.put_fdb(7, planned.mac, planned.dst)
                 assert planned.mac not in OUR_MACS
             elif isinstance(planned, NftElement):
-                assert str(ipaddress.ip_address(planned.element)) == planned.element  # as the kernel shows it
+                kind = AF_INET6 if ":" in planned.element else AF_INET
+                assert inet_ntop(kind, inet_pton(kind, planned.element)) == planned.element  # as nft shows it
             else:
                 nexthops.put(100, 7, planned.gateway, 110)
 
