@@ -75,7 +75,7 @@ class Liveness:
                 peer.bfd = bfd.ended(peer.bfd)
 
     def _look_again(self, name: str) -> None:
-        self._touched[name] = None
+        self.heard(name)
         self._on_down()
 
     def view(self) -> dict[str, Any]:

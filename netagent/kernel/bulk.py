@@ -336,13 +336,7 @@ class Bulk:
     def _dump_routes(self, family: int, protocol: int) -> list[routes.RouteMessage]:
         """The main table; `protocol` 0: everybody's."""
         found = self._netlink.dump_table(routes.dump(family, protocol), routes.NEWROUTE, routes.decode)
-        return [
-            route
-            for route in found
-            if route.table == routes.TABLE_MAIN
-            and not route.flags & routes.FLAG_CLONED
-            and (not protocol or route.protocol == protocol)
-        ]
+        return [route for route in found if route.in_main and (not protocol or route.protocol == protocol)]
 
     def outranking(self) -> list[str]:
         """Routes of others that win over one of ours to the same destination, as `ip route` would print them."""
@@ -364,10 +358,10 @@ class Bulk:
             if routes.protocol_of(data, start, end) == self._protocol:
                 return None
             ours = ranks.get(routes.destination_of(data, start, end))
-            route = None if ours is None else routes.decode(data, start, end)
-            if route is None or ours is None or route.table != routes.TABLE_MAIN or route.flags & routes.FLAG_CLONED:
+            if ours is None:
                 return None
-            return route if routes.rank(family, route.metric) < ours else None
+            route = routes.decode(data, start, end)
+            return route if route and route.in_main and routes.rank(family, route.metric) < ours else None
 
         return self._netlink.dump_table(routes.dump(family), routes.NEWROUTE, decode)
 

@@ -111,7 +111,7 @@ class Translator:
 
     def _route(self, kind: int, data: bytes, start: int, end: int) -> Iterable[Change]:
         found = routes.decode(data, start, end)
-        if found is None or found.table != routes.TABLE_MAIN or found.flags & routes.FLAG_CLONED:
+        if found is None or not found.in_main:
             return ()
         key = ("route", found.dst, found.metric)
         if found.protocol == self._protocol:

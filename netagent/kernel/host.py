@@ -209,8 +209,7 @@ class LinuxHost:
         facts = []
         for family in (AF_INET, AF_INET6):
             for found in self._netlink.dump_table(routes.dump(family), routes.NEWROUTE, decode):
-                plain = found.table == routes.TABLE_MAIN and not found.flags & routes.FLAG_CLONED
-                if plain and found.type == routes.UNICAST and not found.dst.startswith("fe80:"):
+                if found.in_main and found.type == routes.UNICAST and not found.dst.startswith("fe80:"):
                     fact = self._fact(found)
                     if fact is not None:
                         facts.append(fact)

@@ -87,6 +87,11 @@ class RouteMessage(NamedTuple):
     nexthop: int
     legs: tuple[Leg, ...]
 
+    @property
+    def in_main(self) -> bool:
+        """Whether it stands in the main table, and is no exception that the kernel has learnt."""
+        return self.table == TABLE_MAIN and not self.flags & FLAG_CLONED
+
 
 def put(route: Route, flags: int, protocol: int, nexthop: int, index: Mapping[str, int]) -> bytes:
     """NEWROUTE. `flags` beside CREATE: EXCL or REPLACE. `nexthop`: the id for `route.nexthop`.
