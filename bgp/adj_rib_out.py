@@ -180,8 +180,10 @@ class UpdateGroup:
         if told is None:
             return Batch(())
         groups: dict[_Told, list[bytes]] = {}
+        alone: dict[Source, list[bytes]] = {}
         gone: dict[Source, list[bytes]] = {}
         only: dict[Source, list[bytes]] = {}
+        heard: dict[Source, bool] = {}
         settings = self.settings
         for prefix, chosen in changes.items():
             old = told.get(prefix)
@@ -200,17 +202,17 @@ class UpdateGroup:
                 elif new[1] in self.members:
                     only.setdefault(new[1], []).append(prefix)  # it had the old route, and must not get its own
             told[prefix] = new
-            group = groups.get(new)
-            if group is None:
-                groups[new] = [prefix]
-            else:
-                group.append(prefix)
+            others = heard.get(new[1])
+            if others is None:
+                others = heard[new[1]] = self._others(new[1])
+            # Equal attributes are looked for (and hashed, which costs the most here) only where they share a message.
+            (groups.setdefault(new, []) if others else alone.setdefault(new[1], [])).append(prefix)
         pieces: list[Piece] = []
         for source, prefixes in gone.items():
             if self._others(source):
                 pieces.append((source, encode_withdrawal(family, prefixes, settings.longest)))
-        pieces.extend(self._encode(family, {told: some for told, some in groups.items() if self._others(told[1])}))
-        changed = (*gone.values(), *groups.values(), *only.values())
+        pieces.extend(self._encode(family, groups))
+        changed = (*gone.values(), *groups.values(), *alone.values(), *only.values())
         if changed:
             self._snapshots.pop(family, None)
             self._counts.pop(family, None)

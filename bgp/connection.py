@@ -44,6 +44,7 @@ LEAST_SEND_HOLD = 480.0
 _UNREAD = 1.0
 """Seconds within which what lies unread is read."""
 
+_UPDATE, _ESTABLISHED = MessageType.UPDATE, State.ESTABLISHED
 _ONLY_HOLD = TABLE[State.ESTABLISHED][Event.UPDATE]
 assert _ONLY_HOLD == (State.ESTABLISHED, (Action.START_HOLD,))
 
@@ -340,8 +341,8 @@ class Connection:
     def _message(self, kind: int, body: bytes, now: float, on_open: Callable[[Connection], bool]) -> None:
         self._recorder.hear(kind, body, now)
         self._unexpected = kind
-        if kind == MessageType.UPDATE:
-            if self._decoder is None or self.state is not State.ESTABLISHED:
+        if kind == _UPDATE:
+            if self._decoder is None or self.state is not _ESTABLISHED:
                 self._fire(Event.UPDATE, now)
                 return
             update = self._decoder.decode(body)

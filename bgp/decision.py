@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bgp.message.codes import WellKnownCommunity
-from bgp.route import Kind, Route
+from bgp.route import EXTERNAL, LOCAL, Route
 
 DEFAULT_LOCAL_PREF = 100
 _LLGR_STALE = int(WellKnownCommunity.LLGR_STALE)
@@ -86,14 +86,14 @@ def why(best: Route, other: Route, metric: Metric) -> str:
 
 
 def _reachable(route: Route, metric: Metric) -> bool:
-    return route.source.kind is Kind.LOCAL or metric(route.attributes.next_hop) is not None
+    return route.source.kind is LOCAL or metric(route.attributes.next_hop) is not None
 
 
 def _preference(route: Route) -> tuple[bool, bool, int, int, int]:
     attributes = route.attributes
     local_pref = attributes.local_pref
     return (
-        route.source.kind is not Kind.LOCAL,
+        route.source.kind is not LOCAL,
         _LLGR_STALE in attributes.communities,
         -(DEFAULT_LOCAL_PREF if local_pref is None else local_pref),
         attributes.as_path.length,
@@ -127,9 +127,9 @@ def _least_med(routes: list[Route]) -> list[Route]:
 
 def _distance(route: Route, metric: Metric) -> tuple[bool, int]:
     """eBGP before iBGP, then the metric to the next hop."""
-    if route.source.kind is Kind.LOCAL:
+    if route.source.kind is LOCAL:
         return False, 0
-    return route.source.kind is not Kind.EXTERNAL, metric(route.attributes.next_hop) or 0
+    return route.source.kind is not EXTERNAL, metric(route.attributes.next_hop) or 0
 
 
 def _tie(route: Route) -> tuple[bytes, int, bytes, bytes]:

@@ -12,7 +12,10 @@ from bgp.decision import DEFAULT_LOCAL_PREF
 from bgp.message import Attributes, Family
 from bgp.message.codes import MAX_MESSAGE_SIZE, WellKnownCommunity
 from bgp.policy import Policy
-from bgp.route import Kind, Route
+from bgp.route import CLIENT, EXTERNAL, INTERNAL, LOCAL, Kind, Route
+
+_LLGR_STALE = int(WellKnownCommunity.LLGR_STALE)
+_IPV4 = Family.IPV4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +63,26 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
     attributes = route.attributes
     if not _may_go(settings.kind, route) or (settings.policy is None and not _by_default(settings.kind, route)):
         return None
-    unknown = not settings.long_lived and WellKnownCommunity.LLGR_STALE in attributes.communities
-    if unknown and (settings.kind is Kind.EXTERNAL or not settings.long_lived_partial):
+    unknown = not settings.long_lived and _LLGR_STALE in attributes.communities
+    if unknown and (settings.kind is EXTERNAL or not settings.long_lived_partial):
         return None  # RFC 9494 section 4.4
-    base = _to_external(settings, route) if settings.kind is Kind.EXTERNAL else _to_internal(settings, route)
-    by_way_of_us = settings.kind is Kind.EXTERNAL if settings.next_hop_self is None else settings.next_hop_self
+    base = _to_external(settings, route) if settings.kind is EXTERNAL else _to_internal(settings, route)
+    by_way_of_us = settings.kind is EXTERNAL if settings.next_hop_self is None else settings.next_hop_self
     if by_way_of_us or not attributes.next_hop:
         addresses = dict(settings.addresses)
         ours = addresses.get(family) or (addresses.get(Family.IPV6, b"") if settings.extended else b"")
         base = base._replace(next_hop=ours)
     changed: Attributes | None = base
     if settings.policy:
-        own = route.source.kind is Kind.LOCAL
+        own = route.source.kind is LOCAL
         changed = settings.policy.apply(family, prefix, attributes, base, own=own)
-        if changed and changed.local_pref is not None and settings.kind is Kind.EXTERNAL:
+        if changed and changed.local_pref is not None and settings.kind is EXTERNAL:
             changed = changed._replace(local_pref=None)  # RFC 4271 section 5.1.5, whatever the policy says
     if changed is None or not changed.next_hop:
         return None
     if unknown:
         changed = _as_last_choice(changed)
-    if (len(changed.next_hop) == 4) == (family is Family.IPV4) or (settings.extended and family is Family.IPV4):
+    if (len(changed.next_hop) == 4) == (family is _IPV4) or (settings.extended and family is _IPV4):
         return changed
     return None  # a next hop that is not of the family cannot be encoded: we have no address there
 
@@ -96,18 +99,18 @@ def _may_go(kind: Kind, route: Route) -> bool:
         if WellKnownCommunity.NO_ADVERTISE in communities:
             return False
         leaves = WellKnownCommunity.NO_EXPORT in communities or WellKnownCommunity.NO_EXPORT_SUBCONFED in communities
-        if leaves and kind is Kind.EXTERNAL:
+        if leaves and kind is EXTERNAL:
             return False
     # From one who is not a client to one who is not: they have it from each other (RFC 4456 section 6).
-    return not (kind is Kind.INTERNAL and route.source.kind is Kind.INTERNAL)
+    return not (kind is INTERNAL and route.source.kind is INTERNAL)
 
 
 def _by_default(kind: Kind, route: Route) -> bool:
     """Our own, and what a reflector is there for: from a client to all of our AS, from all of our AS to a client."""
     source = route.source.kind
-    if source is Kind.CLIENT:
-        return kind is not Kind.EXTERNAL
-    return source is Kind.LOCAL or (source is Kind.INTERNAL and kind is Kind.CLIENT)
+    if source is CLIENT:
+        return kind is not EXTERNAL
+    return source is LOCAL or (source is INTERNAL and kind is CLIENT)
 
 
 def _to_external(settings: ExportSettings, route: Route) -> Attributes:
@@ -115,7 +118,7 @@ def _to_external(settings: ExportSettings, route: Route) -> Attributes:
     attributes = route.attributes
     return attributes._replace(
         as_path=attributes.as_path.prepend(settings.asn),
-        med=attributes.med if route.source.kind is Kind.LOCAL else None,
+        med=attributes.med if route.source.kind is LOCAL else None,
         local_pref=None,
         originator_id=b"",
         cluster_list=(),
@@ -125,7 +128,7 @@ def _to_external(settings: ExportSettings, route: Route) -> Attributes:
 def _to_internal(settings: ExportSettings, route: Route) -> Attributes:
     attributes = route.attributes
     local_pref = DEFAULT_LOCAL_PREF if attributes.local_pref is None else attributes.local_pref
-    if route.source.kind not in (Kind.INTERNAL, Kind.CLIENT):
+    if route.source.kind not in (INTERNAL, CLIENT):
         return attributes if attributes.local_pref == local_pref else attributes._replace(local_pref=local_pref)
     # Reflected: whom it came from, and through which clusters (RFC 4456 section 8). Written out, for it is done for
     # every route of every client: _replace takes three times as long.

@@ -64,7 +64,11 @@ class OwnPrefixes:
         for path in paths:
             if path[0] < SHORTEST or path[1] in suspect:
                 return True
-        return bool(self._guarded[family]) and any(self._ours(family, nlri.prefix_of(family, path)) for path in paths)
+        if self._guarded[family]:
+            for path in paths:
+                if self._ours(family, nlri.prefix_of(family, path)):
+                    return True
+        return False
 
     def refused(self, family: Family, prefix: bytes) -> str:
         """Why a peer's route to it may not be used; empty where it may."""

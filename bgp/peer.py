@@ -18,7 +18,7 @@ from bgp.message import AddPath, Attributes, Capabilities, Family, GracefulResta
 from bgp.message.attribute_decoding import Fault
 from bgp.own import SHORTEST, OwnPrefixes, too_short
 from bgp.policy import Policy
-from bgp.route import Kind, Source
+from bgp.route import EXTERNAL, Kind, Source
 from bgp.session import Session
 from bgp.transport import DEFAULT_TRANSPORT, Dropped, Transport
 
@@ -314,7 +314,7 @@ class Peer:
         for _, address in self._addresses:
             if attributes.next_hop[:16] == address:
                 return "we are the next hop"
-        if self.source.kind is Kind.EXTERNAL:
+        if self.source.kind is EXTERNAL:
             if self.config.enforce_first_as and path.first != self.source.asn:
                 return f"the path does not begin with the peer's AS {self.source.asn}"
             return ""

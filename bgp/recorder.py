@@ -27,6 +27,7 @@ from bgp.message import (
 from bgp.message.attributes import describe
 from bgp.message.framing import cut
 
+_UPDATE, _KEEPALIVE = MessageType.UPDATE, MessageType.KEEPALIVE
 KEPT = 64
 """UPDATEs kept of a peer, and as many of everything else."""
 _LONG = 4096
@@ -70,25 +71,25 @@ class Recorder:
         """A message has come."""
         self.received[kind] += 1
         self.last_received = now
-        if kind == MessageType.UPDATE:
+        if kind == _UPDATE:
             if len(body) > _LONG:
                 self._make_room(len(body))
             self._number += 1
             self._updates.append((self._number, now, False, kind, body, self.context))
-        elif kind != MessageType.KEEPALIVE:
+        elif kind != _KEEPALIVE:
             self._add(False, kind, body, now)
 
     def say(self, data: bytes, count: int, now: float) -> None:
         """Messages of one kind go out, joined."""
         kind = data[18]
         self.sent[kind] += count
-        if kind == MessageType.UPDATE:
+        if kind == _UPDATE:
             for _, body in cut(data, _OF_ONE_SEND):
                 if len(body) > _LONG:
                     self._make_room(len(body))
                 self._number += 1
                 self._updates.append((self._number, now, True, kind, body, self.context))
-        elif kind != MessageType.KEEPALIVE:
+        elif kind != _KEEPALIVE:
             self._add(True, kind, data[19:], now)
 
     def _make_room(self, size: int) -> None:

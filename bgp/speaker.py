@@ -465,7 +465,8 @@ class Speaker:
             rib = self.ribs[family]
             for some, attributes, rejected in peer.judge(family, prefixes, received):
                 rib.announce(source, some, attributes, received, rejected)
-            self._check_limit(peer, family, now)
+            if peer.config.most_prefixes is not None:
+                self._check_limit(peer, family, now)
         if update.end_of_rib is not None:
             self._stale.complete(peer, update.end_of_rib)
             self._no_longer_awaited(peer.name, update.end_of_rib)

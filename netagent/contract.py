@@ -133,8 +133,8 @@ class ServicePort(Protocol):
     run_dir: Path
     state_dir: Path
 
-    def publish(self, name: str, objects: Iterable[Object]) -> None:
-        """Set the objects under this service's key `name` (an empty list withdraws them)."""
+    def publish(self, objects: Mapping[str, Iterable[Object]]) -> None:
+        """Set the objects under each of these keys of this service (an empty list withdraws them)."""
         ...
 
     def report(self, findings: Iterable[Finding]) -> None:

@@ -16,7 +16,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -129,7 +129,11 @@ class Reconciler:
 
     def put(self, owner: str, objects: Iterable[Object], rank: int = 0) -> None:
         """Make `objects` all that `owner` wants."""
-        self._take(self._desired.put(owner, objects, rank))
+        self.put_all({owner: objects}, rank)
+
+    def put_all(self, wishes: Mapping[str, Iterable[Object]], rank: int = 0) -> None:
+        """`put` of many owners at once: a quarter of the work where each wants one route."""
+        self._take(self._desired.put_all(wishes, rank))
 
     def drop(self, owner: str) -> None:
         self._take(self._desired.drop(owner))
@@ -164,8 +168,8 @@ class Reconciler:
 
     def _take(self, delta: Delta) -> None:
         if delta.put or delta.gone:
-            self._pending.update(dict.fromkeys(delta.put))
-            self._pending.update(dict.fromkeys(delta.gone))
+            for key in (*delta.put, *delta.gone):
+                self._pending[key] = None
             self._stir()
 
     def _stir(self) -> None:

@@ -48,23 +48,25 @@ class Port:
         self._published: dict[str, tuple[Object, ...]] = {}
         self._closed = False
 
-    def publish(self, name: str, objects: Iterable[Object]) -> None:
-        wanted = tuple(objects)
+    def publish(self, objects: Mapping[str, Iterable[Object]]) -> None:
         if self._closed:
             return
-        if wanted:
-            self._published[name] = wanted
-            self._reconciler.put(self._prefix + name, wanted, self._rank)
-        else:
-            self._published.pop(name, None)
-            self._reconciler.drop(self._prefix + name)
+        wishes: dict[str, tuple[Object, ...]] = {}
+        for name, some in objects.items():
+            wanted = tuple(some)
+            if wanted:
+                self._published[name] = wanted
+            else:
+                self._published.pop(name, None)
+            wishes[self._prefix + name] = wanted
+        self._reconciler.put_all(wishes, self._rank)
 
     def set_rank(self, rank: int) -> None:
         """Of all that is published, now and from now on."""
         if rank != self._rank:
             self._rank = rank
-            for name, objects in self._published.items():
-                self._reconciler.put(self._prefix + name, objects, rank)
+            wishes = {self._prefix + name: objects for name, objects in self._published.items()}
+            self._reconciler.put_all(wishes, rank)
 
     def report(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)
@@ -74,8 +76,7 @@ class Port:
 
     def close(self) -> None:
         """Withdraw everything that the service published, and take nothing from it any more."""
-        for name in list(self._published):
-            self.publish(name, ())
+        self.publish(dict.fromkeys(self._published, ()))
         self._closed = True
 
 

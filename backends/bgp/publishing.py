@@ -16,7 +16,7 @@ from bgp.message import Family as Afi
 from bgp.message import nlri
 from bgp.message.nlri import address_text
 from bgp.rib import Chosen
-from bgp.route import Kind
+from bgp.route import LOCAL
 from netagent.contract import ServicePort
 from netagent.model import Object, Route
 
@@ -32,28 +32,30 @@ class Publisher:
 
     def install(self, ways: Ways, afi: Afi, chosen: Mapping[bytes, Chosen]) -> None:
         """What was chosen anew; empty: nothing any more."""
+        changed: dict[str, tuple[Object, ...]] = {}
         for wire, routes in chosen.items():
             dst = nlri.text(afi, wire)
             route, reason = None, ""
-            if routes and routes[0].source.kind is not Kind.LOCAL:
-                route, reason = ways.route(dst, [address_text(each.attributes.next_hop) for each in routes])
-            self.refused.pop(dst, None)
+            if routes and routes[0].source.kind is not LOCAL:
+                route, reason = ways.route(dst, [each.attributes.next_hop for each in routes])
             if reason:
                 self.refused[dst] = reason
+            elif self.refused:
+                self.refused.pop(dst, None)
             if route is None:
-                self._withdraw(dst)
+                if self.routes.pop(dst, None) is not None:
+                    changed[f"route/{dst}"] = ()
             elif self.routes.get(dst) != route:
                 self.routes[dst] = route
-                self._port.publish(f"route/{dst}", (route,))
+                changed[f"route/{dst}"] = (route,)
+        self._port.publish(changed)
 
     def sweep(self, known: Collection[str]) -> None:
         """Withdraw what is not among these prefixes."""
-        for dst in self.routes.keys() - known:
-            self._withdraw(dst)
-
-    def _withdraw(self, dst: str) -> None:
-        if self.routes.pop(dst, None) is not None:
-            self._port.publish(f"route/{dst}", ())
+        gone = self.routes.keys() - known
+        for dst in gone:
+            del self.routes[dst]
+        self._port.publish({f"route/{dst}": () for dst in gone})
 
     def places(self, ways: Ways, others: Mapping[str, Member], peering: Peering) -> None:
         """For each peer its element of the guard, and for each node behind the tunnel what its routes refer to."""
@@ -63,9 +65,7 @@ class Publisher:
         for peer in peering.peers:
             if peer.name in peering.routers:
                 wanted[f"router/{peer.name}"] = guard(address_text(peer.address))
-        for key in self._places.keys() - wanted.keys():
-            self._port.publish(key, ())
-        for key, objects in wanted.items():
-            if self._places.get(key) != objects:
-                self._port.publish(key, objects)
+        gone = self._places.keys() - wanted.keys()
+        changed = {key: objects for key, objects in wanted.items() if self._places.get(key) != objects}
+        self._port.publish({**dict.fromkeys(gone, ()), **changed})
         self._places = wanted

@@ -46,7 +46,7 @@ from bgp.connection import Down, Established
 from bgp.fsm import State
 from bgp.message import Attributes, nlri
 from bgp.message import Family as Afi
-from bgp.message.nlri import address_text, parse_address
+from bgp.message.nlri import parse_address
 from bgp.peer import SpeakerConfig
 from bgp.rib import Chosen
 from bgp.speaker import News, PrefixLimit, Speaker
@@ -172,7 +172,7 @@ class BgpService:
         for route in rib.candidates(wire) if rib is not None else ():
             if route.rejected:
                 return f"the route from {route.source.name} is not used: {route.rejected}"
-            if self._ways is not None and (way := self._ways.to(address_text(route.attributes.next_hop))).problem:
+            if self._ways is not None and (way := self._ways.reach(route.attributes.next_hop)[1]).problem:
                 return way.problem
         return ""
 
@@ -420,7 +420,7 @@ class BgpService:
     # ------------------------------------------------------------------------------------- the speaker's routes
 
     def _metric(self, next_hop: bytes) -> int | None:
-        return self._ways.to(address_text(next_hop)).metric if self._ways is not None else None
+        return self._ways.reach(next_hop)[1].metric if self._ways is not None else None
 
     def _point_ways(self, context: Context) -> None:
         """The ways out of the host as they are now; what is reached in another way is decided and published anew."""

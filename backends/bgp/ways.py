@@ -18,7 +18,7 @@ from backends import ipip
 from backends.bgp.members import Member
 from backends.bgp.options import BgpOptions
 from backends.vxlan import device, link_local, vtep_mac
-from bgp.message.nlri import is_host, parse_address
+from bgp.message.nlri import address_text, is_host, parse_address
 from netagent.contract import Context
 from netagent.model import Family, FdbEntry, Hop, Link, Neighbour, NextHop, Object, Route, TunnelAttrs, family_of
 
@@ -59,6 +59,7 @@ class Ways:
     ) -> None:
         self.context = context
         self._options: BgpOptions = context.options
+        self._tunnel = self._options.tunnel
         self._tunnelled = tunnelled
         self._others = others
         self._behind = {
@@ -72,6 +73,15 @@ class Ways:
         self._inside = {net.version: (int(net.network_address), int(net.netmask)) for net in inside}
         self._taken = {route.dst for route in context.facts.routes}
         self._known: dict[str, Way] = {}
+        self._reached: dict[bytes, tuple[str, Way]] = {}  # the same, as the speaker asks
+
+    def reach(self, next_hop: bytes) -> tuple[str, Way]:
+        """A next hop as it stands in a route: its text, and how it is reached."""
+        reached = self._reached.get(next_hop)
+        if reached is None:
+            text = address_text(next_hop)
+            reached = self._reached[next_hop] = (text, self.to(text))
+        return reached
 
     def to(self, next_hop: str) -> Way:
         way = self._known.get(next_hop)
@@ -96,7 +106,7 @@ class Ways:
         dev = self.context.facts.on_link(next_hop)
         if dev is not None and dev.startswith("na-"):
             dev = None
-        if self._options.tunnel and member and not (dev is not None and self._options.cross_subnet):
+        if self._tunnel and member and not (dev is not None and self._options.cross_subnet):
             return self._through(member, family_of(next_hop))
         if dev is not None:
             return Way(Hop(dev, next_hop))
@@ -106,7 +116,7 @@ class Ways:
 
     def _through(self, member: str, family: Family) -> Way:
         """A member's next hop by the tunnel."""
-        known, tunnel = self._others[member], self._options.tunnel
+        known, tunnel = self._others[member], self._tunnel
         if family not in self._tunnelled:
             return Way(problem=f"the {tunnel} device for IPv{family} cannot be made")
         if tunnel == "vxlan":
@@ -132,7 +142,7 @@ class Ways:
                 continue
             if self._nexthops:
                 objects.append(NextHop(dev, gateway))
-            if self._options.tunnel == "vxlan":
+            if self._tunnel == "vxlan":
                 mac = vtep_mac(self._others[member].id, self._options.vni, family)
                 objects += [Neighbour(dev, gateway, mac), FdbEntry(dev, mac, endpoint)]
         return tuple(objects)
@@ -149,22 +159,24 @@ class Ways:
 
     # ------------------------------------------------------------------------------------------- routes
 
-    def _towards(self, dst: str, next_hop: str) -> Way:
+    def _towards(self, dst: str, address: bytes) -> Way:
         """IPv4 may have a next hop of IPv6 (RFC 8950); in a tunnel each family has its own."""
-        way = self.to(next_hop)
+        next_hop, way = self.reach(address)
         if way.member and family_of(dst) != family_of(next_hop):
             return Way(problem=f"next hop {next_hop} is behind the tunnel for IPv{family_of(next_hop)}")
         return way
 
-    def route(self, dst: str, next_hops: Sequence[str]) -> tuple[Route | None, str]:
+    def route(self, dst: str, next_hops: Sequence[bytes]) -> tuple[Route | None, str]:
         """The route to install, or None and why not. Next hops that cannot be reached are left out."""
         if dst in self._taken:
             return None, "the host has a route of its own to that prefix"
         ways = [self._towards(dst, next_hop) for next_hop in next_hops]
-        usable = list(dict.fromkeys(way for way in ways if way.hop is not None))
+        usable = [way for way in ways if way.hop is not None]
         if not usable:
             return None, next((way.problem for way in ways), "it has no next hop")
-        hops = sorted(way.hop for way in usable if way.hop is not None)
+        hops = tuple(way.hop for way in usable if way.hop is not None)
+        if len(hops) > 1:
+            hops = tuple(sorted(set(hops)))
         if len(hops) == 1 and usable[0].member and self._nexthops and (gateway := hops[0].gateway) is not None:
             return Route(dst, nexthop=(hops[0].dev, gateway), metric=metric(dst)), ""
-        return Route(dst, tuple(hops), metric=metric(dst)), ""
+        return Route(dst, hops, metric=metric(dst)), ""

@@ -14,7 +14,6 @@ from bgp.message.codes import (
     MAX_MESSAGE_SIZE,
     ErrorCode,
     HeaderError,
-    MessageType,
 )
 from bgp.message.errors import LocalError, RemoteError
 
@@ -74,7 +73,7 @@ class Framer:
                 )
             if not HEADER_SIZE <= size <= self.most:
                 raise _bad_length(size)
-            if not MessageType.OPEN <= kind <= MessageType.ROUTE_REFRESH:
+            if not 0 < kind < len(_SHORTEST):
                 raise RemoteError(
                     ErrorCode.MESSAGE_HEADER, HeaderError.BAD_MESSAGE_TYPE, bytes((kind,)), f"message type {kind}"
                 )

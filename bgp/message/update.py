@@ -37,6 +37,7 @@ from bgp.message.codes import (
 from bgp.message.errors import LocalError, RemoteError
 from bgp.message.framing import frame
 
+_IPV4 = Family.IPV4
 _AROUND = HEADER_SIZE + 4
 """Octets of an UPDATE that are none of its three fields: the header and two lengths."""
 
@@ -86,7 +87,7 @@ class UpdateDecoder:
         stop = start + (body[cut] << 8 | body[cut + 1])
         if stop > end:
             raise _error(UpdateError.MALFORMED_ATTRIBUTE_LIST, reason="attributes run over the message's end")
-        ipv4 = Family.IPV4
+        ipv4 = _IPV4
         try:
             gone = self._split4(ipv4, body[2:cut]) if cut > 2 else []
             new = self._split4(ipv4, body[stop:]) if stop < end else []

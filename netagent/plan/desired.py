@@ -2,12 +2,12 @@
 
 Rules: an object's identity is its `key`. Where owners want one key with different contents the lowest rank wins,
 then the owner's name; the others are remembered and take over when the winner goes. `put` and `drop` return what
-changed in effect, in time proportional to the objects of that owner.
+changed in effect, in time proportional to the objects of those owners.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from netagent.model import Key, Object
@@ -69,32 +69,43 @@ class Desired:
 
     def put(self, owner: str, objects: Iterable[Object], rank: int = 0) -> Delta:
         """Make `objects` all that `owner` wants."""
-        wanted = tuple(objects)
-        old_rank, before = self._owners.get(owner, (rank, ()))
-        old = {obj.key: obj for obj in before}
+        return self.put_all({owner: objects}, rank)
+
+    def put_all(self, wishes: Mapping[str, Iterable[Object]], rank: int = 0) -> Delta:
+        """Make its objects all that each of these owners wants."""
         delta = Delta({}, {})
-        if wanted:
-            self._owners[owner] = (rank, wanted)
-        else:
-            self._owners.pop(owner, None)
-        for obj in wanted:
-            key = obj.key
-            was = old.pop(key, None)
-            if rank != old_rank or was != obj:
-                self._claim(key, Claim(rank, owner, obj), delta)
-        for key, obj in old.items():
-            self._release(key, owner, obj, delta)
+        for owner, objects in wishes.items():
+            wanted = tuple(objects)
+            standing = self._owners.get(owner)
+            if wanted:
+                self._owners[owner] = (rank, wanted)
+            if standing is None:
+                for obj in wanted:
+                    self._claim(obj.key, rank, owner, obj, delta)
+                continue
+            if not wanted:
+                del self._owners[owner]
+            old_rank, before = standing
+            old = {obj.key: obj for obj in before}
+            for obj in wanted:
+                key = obj.key
+                was = old.pop(key, None)
+                if rank != old_rank or was != obj:
+                    self._claim(key, rank, owner, obj, delta)
+            for key, obj in old.items():
+                self._release(key, owner, obj, delta)
         return delta
 
     def drop(self, owner: str) -> Delta:
         return self.put(owner, ())
 
-    def _claim(self, key: Key, claim: Claim, delta: Delta) -> None:
+    def _claim(self, key: Key, rank: int, owner: str, obj: Object, delta: Delta) -> None:
         holder = self._single.get(key)
-        if key not in self._contested and holder in (None, claim.owner):
-            self._single[key] = claim.owner
-            self._set(key, claim.object, delta)
+        if (holder is None or holder == owner) and key not in self._contested:
+            self._single[key] = owner
+            self._set(key, obj, delta)
             return
+        claim = Claim(rank, owner, obj)
         claims = self._contested.get(key)
         if claims is None:
             assert holder is not None

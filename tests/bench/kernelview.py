@@ -117,20 +117,26 @@ class Arrivals:
         """time.monotonic() when the last of so many messages of these types came in. TimeoutError."""
         left = dict(counts)
         deadline = time.monotonic() + timeout
-        self._socket.setblocking(True)
-        while any(number > 0 for number in left.values()):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError(f"still missing after {timeout} s: {left}")
-            self._socket.settimeout(remaining)
-            data = self._socket.recv(1 << 20)
+        self._socket.settimeout(timeout)
+        # Each notification comes alone: who takes longer over one than the kernel over a route sees the last too late.
+        data = bytearray(1 << 16)
+        receive, header = self._socket.recv_into, struct.Struct("=IH").unpack_from
+        while left:
+            try:
+                size = receive(data)
+            except TimeoutError:
+                size = 0
             now = time.monotonic()
+            if now >= deadline:
+                raise TimeoutError(f"still missing after {timeout} s: {left}")
             at = 0
-            while at < len(data):
-                length, message = struct.unpack_from("=IH", data, at)
+            while at < size:
+                length, message = header(data, at)
+                at += (length + 3) & ~3
                 if message in left:
                     left[message] -= 1
-                at += (length + 3) & ~3
+                    if left[message] <= 0:
+                        del left[message]
         return now
 
 

@@ -33,9 +33,10 @@ class Port:
         self.findings: tuple[Finding, ...] = ()
         self.shared: dict[str, str] = {}
 
-    def publish(self, name: str, objects: Iterable[Object]) -> None:
-        self.published[name] = tuple(objects)
-        self.log.append((name, self.published[name]))
+    def publish(self, objects: Mapping[str, Iterable[Object]]) -> None:
+        for name, some in objects.items():
+            self.published[name] = tuple(some)
+            self.log.append((name, self.published[name]))
 
     def report(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)

@@ -44,11 +44,11 @@ class ProbeService:
         raise RuntimeError("told to crash")
 
     def learn(self, dst: str, *gateways: str) -> None:
-        self.port.publish(f"best/{dst}", [Route(dst, tuple(Hop("eth0", gateway) for gateway in gateways))])
+        self.port.publish({f"best/{dst}": [Route(dst, tuple(Hop("eth0", gateway) for gateway in gateways))]})
         self.port.report([Finding(code="probe-learnt", subject=dst, message=f"{dst} is learnt", severity="info")])
 
     def withdraw(self, dst: str) -> None:
-        self.port.publish(f"best/{dst}", [])
+        self.port.publish({f"best/{dst}": []})
         self.port.report([])
 
     def configure(self, context: Context) -> None:

@@ -282,7 +282,7 @@ class _Port:
         self.run_dir = self.state_dir = run_dir
         self.findings: list[Finding] = []
 
-    def publish(self, name: str, objects: Iterable[Object]) -> None:
+    def publish(self, objects: Mapping[str, Iterable[Object]]) -> None:
         raise AssertionError("the udp service publishes nothing")
 
     def report(self, findings: Iterable[Finding]) -> None:

@@ -59,17 +59,17 @@ def test_a_retiring_service_gives_way_to_the_peers_own_plans(tmp_path: Path) -> 
     def effective(key: Key) -> Object:
         return reconciler.claims(key)[0].object
 
-    port.publish("best/10.5.72.0/24", [learnt])
+    port.publish({"best/10.5.72.0/24": [learnt]})
     reconciler.put("peer/10.5.72.0-24", [planned], RANK_PEER)
     assert effective(learnt.key) == learnt
     port.set_rank(RANK_RETIRING)
     assert effective(learnt.key) == planned
-    port.publish("best/10.5.72.0/24", [learnt])
+    port.publish({"best/10.5.72.0/24": [learnt]})
     assert effective(learnt.key) == planned, "what is published later ranks no higher"
     reconciler.drop("peer/10.5.72.0-24")
     assert effective(learnt.key) == learnt, "and still stands where nobody plans anything"
     port.set_rank(RANK_SERVICE)
     port.close()
     assert reconciler.claims(learnt.key) == []
-    port.publish("best/10.5.72.0/24", [learnt])
+    port.publish({"best/10.5.72.0/24": [learnt]})
     assert reconciler.claims(learnt.key) == [], "what comes late is no successor's"

@@ -10,6 +10,7 @@ from backends.bgp.reports import out_of_reach
 from backends.bgp.ways import Ways, metric
 from backends.ipip import device6
 from backends.vxlan import link_local, vtep_mac
+from bgp.message.nlri import parse_address
 from netagent.contract import Context, Ip, Tcp
 from netagent.model import (
     Facts,
@@ -27,10 +28,15 @@ from netagent.model import (
 from tests.unit.test_bgp_backend import LINKS, context, facts, member
 
 
+def at(*addresses: str) -> list[bytes]:
+    """Next hops as a speaker has them."""
+    return [parse_address(address) for address in addresses]
+
+
 def test_on_the_link_without_a_tunnel() -> None:
     ways = Ways(context(), {"h2": member("h2", 12)})
     assert ways.to("192.168.50.12").hop == Hop("eth0", "192.168.50.12")
-    assert ways.route("10.5.72.0/24", ["192.168.50.12"]) == (
+    assert ways.route("10.5.72.0/24", at("192.168.50.12")) == (
         Route("10.5.72.0/24", (Hop("eth0", "192.168.50.12"),), metric=metric("10.5.72.0/24")),
         "",
     )
@@ -51,7 +57,7 @@ def test_on_the_link_without_a_tunnel() -> None:
 def test_a_next_hop_that_cannot_be_reached(next_hop: str, word: str) -> None:
     ways = Ways(context(), {})
     assert ways.to(next_hop).metric is None
-    route, reason = ways.route("10.5.72.0/24", [next_hop])
+    route, reason = ways.route("10.5.72.0/24", at(next_hop))
     assert route is None
     assert word in reason
 
@@ -83,10 +89,12 @@ def test_across_subnets_by_the_tunnel_and_on_the_link_without() -> None:
         Neighbour("na-vx6-1", gateway6, mac6),
         FdbEntry("na-vx6-1", mac6, "fd70::13"),
     )
-    assert ways.route("10.5.73.0/24", ["192.168.70.13"])[0] == Route(
+    assert ways.route("10.5.73.0/24", at("192.168.70.13"))[0] == Route(
         "10.5.73.0/24", nexthop=("na-vx1", "192.168.70.13"), metric=metric("10.5.73.0/24")
     )
-    assert ways.route("fc00:5:0:9::/64", ["fd70::13"])[0] == Route("fc00:5:0:9::/64", nexthop=("na-vx6-1", gateway6))
+    assert ways.route("fc00:5:0:9::/64", at("fd70::13"))[0] == Route(
+        "fc00:5:0:9::/64", nexthop=("na-vx6-1", gateway6)
+    )
 
 
 def test_with_the_tunnel_always() -> None:
@@ -114,10 +122,10 @@ def test_inside_ip() -> None:
         NextHop("na-ipip", "192.168.70.13"),
         Link(kind="sit", name=sit, mtu=1480, tunnel=TunnelAttrs(local="192.168.50.11", remote="192.168.70.13")),
     )
-    assert ways.route("10.5.73.0/24", ["192.168.70.13"])[0] == Route(
+    assert ways.route("10.5.73.0/24", at("192.168.70.13"))[0] == Route(
         "10.5.73.0/24", nexthop=("na-ipip", "192.168.70.13"), metric=metric("10.5.73.0/24")
     )
-    assert ways.route("fc00:5:0:9::/64", ["fd70::13"])[0] == Route("fc00:5:0:9::/64", (Hop(sit),))
+    assert ways.route("fc00:5:0:9::/64", at("fd70::13"))[0] == Route("fc00:5:0:9::/64", (Hop(sit),))
     assert Bgp().mtu(ctx) == 1480
     assert [o.name for o in Bgp().base(ctx).objects if isinstance(o, Link)] == ["na-ipip"]
     assert Bgp().ports(ctx.options) == (Tcp(179), Ip(4, 4), Ip(41, 6))
@@ -134,7 +142,7 @@ def test_inside_ip_where_the_kernel_cannot() -> None:
 
 def test_equal_ways_are_used_at_once() -> None:
     ways = Ways(context(), {})
-    route, _ = ways.route("10.5.72.0/24", ["192.168.50.13", "192.168.50.12", "192.168.99.1", "192.168.50.13"])
+    route, _ = ways.route("10.5.72.0/24", at("192.168.50.13", "192.168.50.12", "192.168.99.1", "192.168.50.13"))
     hops = (Hop("eth0", "192.168.50.12"), Hop("eth0", "192.168.50.13"))
     assert route == Route("10.5.72.0/24", hops, metric=metric("10.5.72.0/24"))
 
@@ -143,10 +151,10 @@ def test_ipv4_by_a_next_hop_of_ipv6() -> None:
     """RFC 8950: the kernel takes it as it is; a tunnel that is for IPv6 does not carry it."""
     others = {"h3": member("h3", 13, v4="192.168.70.13", v6="fd70::13")}
     ways = Ways(context({"Encapsulation": "vxlan-cross-subnet"}, v6=True), others)
-    route, _ = ways.route("10.5.72.0/24", ["fd50::1", "192.168.50.1"])
+    route, _ = ways.route("10.5.72.0/24", at("fd50::1", "192.168.50.1"))
     assert route is not None
     assert route.hops == (Hop("eth0", "192.168.50.1"), Hop("eth0", "fd50::1"))
-    route, reason = ways.route("10.5.72.0/24", ["fd70::13"])
+    route, reason = ways.route("10.5.72.0/24", at("fd70::13"))
     assert route is None
     assert "tunnel for IPv6" in reason
 
@@ -160,7 +168,7 @@ def test_a_metric_follows_from_the_prefix_and_metrics_are_spread() -> None:
 
 def test_a_prefix_that_the_host_has_itself_is_left_to_it() -> None:
     ctx = msgspec.structs.replace(context(), facts=facts(RouteFact(dst="192.168.50.0/24", dev="eth0")))
-    route, reason = Ways(ctx, {}).route("192.168.50.0/24", ["192.168.50.1"])
+    route, reason = Ways(ctx, {}).route("192.168.50.0/24", at("192.168.50.1"))
     assert route is None
     assert "of its own" in reason
 

@@ -54,6 +54,17 @@ def test_new_content_of_a_key_is_a_put() -> None:
     assert desired.put("x", [other]) == put(other)
 
 
+def test_many_owners_at_once_are_one_delta() -> None:
+    desired = Desired()
+    desired.put("x", [A])
+    desired.put("y", [B])
+    assert desired.put_all({"x": [], "y": [B], "z": [A]}) == put(A)  # it changes hands
+    assert desired.put_all({"z": [], "y": []}) == gone(A, B)
+    assert (len(desired), desired.owners()) == (0, [])
+    assert desired.put_all({"x": [A], "nobody": []}, rank=5) == put(A)
+    assert desired.claims(A.key) == [(5, "x", A)]
+
+
 def test_the_lower_rank_wins_whoever_came_first() -> None:
     desired = Desired()
     weak, strong = route("10.5.1.0/24", 1), route("10.5.1.0/24", 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Port:
         self.run_dir = self.state_dir = run_dir
         self.findings: list[Finding] = []
 
-    def publish(self, name: str, objects: Iterable[Any]) -> None:
+    def publish(self, objects: Mapping[str, Iterable[Any]]) -> None:
         raise AssertionError("nothing is to be published")
 
     def report(self, findings: Iterable[Finding]) -> None:
