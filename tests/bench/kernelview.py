@@ -118,7 +118,7 @@ class Arrivals:
         left = dict(counts)
         deadline = time.monotonic() + timeout
         self._socket.settimeout(timeout)
-        # Each notification comes alone: who takes longer over one than the kernel over a route sees the last too late.
+        # Each notification comes alone: who takes longer over one than the kernel over a route sees the last late.
         data = bytearray(1 << 16)
         receive, header = self._socket.recv_into, struct.Struct("=IH").unpack_from
         while left:
