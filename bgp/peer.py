@@ -149,7 +149,8 @@ class Peer:
         self.flaps = 0
         """How often its session has gone down."""
         self._own = own
-        self._addresses = speaker.addresses
+        self._ours = frozenset(address for _, address in speaker.addresses)
+        """Our addresses as it sees us: no route's next hop may be one of them."""
         self.source = Source(config.name, self.kind(config.asn), config.asn or 0, address=config.address)
         self.since = 0.0
         """When the session came up or went down."""
@@ -194,7 +195,7 @@ class Peer:
         self.source.asn = negotiated.received.asn
         self.source.identifier = negotiated.received.identifier
         self.source.kind = self.kind(self.source.asn)
-        self._addresses = self.own_addresses()
+        self._ours = frozenset(address for _, address in self.own_addresses())
         self.warned.clear()
         self.ended.clear()
 
@@ -220,7 +221,7 @@ class Peer:
     def set_speaker(self, config: SpeakerConfig) -> None:
         """The speaker has other settings now."""
         self.speaker = config
-        self._addresses = self.own_addresses()
+        self._ours = frozenset(address for _, address in self.own_addresses())
 
     def own_addresses(self) -> tuple[tuple[Family, bytes], ...]:
         """Our addresses as it sees us: those that we are told, then that of the session."""
@@ -311,9 +312,8 @@ class Peer:
             for own in {self.local_asn, self.speaker.asn}:
                 if sum(number == own for number in path.numbers()) > self.config.allowed_own_as:
                     return f"our AS {own} is in the path"
-        for _, address in self._addresses:
-            if attributes.next_hop[:16] == address:
-                return "we are the next hop"
+        if attributes.next_hop[:16] in self._ours:
+            return "we are the next hop"
         if self.source.kind is EXTERNAL:
             if self.config.enforce_first_as and path.first != self.source.asn:
                 return f"the path does not begin with the peer's AS {self.source.asn}"

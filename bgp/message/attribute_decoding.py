@@ -6,8 +6,9 @@ session ends only where RFC 7606 leaves no other way: the NLRI cannot be found (
 twice, with wrong flags or unreadable) or a well-known attribute is unknown (RFC 4271 section 6.3).
 
 Speed: nodes originate distinct routes, so most blocks are new while their attributes are old acquaintances.
-Whole blocks are remembered by their bytes, and so is each attribute. Both memories are bounded, in number and in
-octets: with messages of RFC 8654 a single attribute may have 64 KiB, and a value takes some ten times its octets.
+Whole blocks are remembered by their bytes, and so are blocks without their next hop, for a mesh's differ in that
+alone, and each attribute. The memories are bounded, in number and in octets: with messages of RFC 8654 a single
+attribute may have 64 KiB, and a value takes some ten times its octets.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Discard(Exception):
     """The attribute is left out, the routes stand."""
 
 
+_ORIGIN, _AS_PATH, _NEXT_HOP = b"\x40\x01\x01", b"\x40\x02", b"\x40\x03\x04"
+"""How the three begin that every route has: flags, type, and a length that is always the same."""
 ORIGIN_BIT = 1 << AttributeType.ORIGIN
 AS_PATH_BIT = 1 << AttributeType.AS_PATH
 NEXT_HOP_BIT = 1 << AttributeType.NEXT_HOP
@@ -85,6 +88,8 @@ class AttributeDecoder:
         self.as4 = as4
         self.internal = internal
         self._blocks: dict[bytes, Block] = {}
+        self._elsewhere: dict[bytes, Block] = {}
+        """By their octets without NEXT_HOP."""
         self._block_octets = 0
         self._attributes: dict[
             bytes, tuple[int, Any]
@@ -107,14 +112,32 @@ class AttributeDecoder:
         known = self._blocks.get(block)
         if known is not None:
             return known
-        read = self._read(block)
+        rest = _without_next_hop(block)
+        read = self._with_next_hop(block, rest) or self._read(block)
         if read.reach is None and read.unreach is None and not read.faults:
             self._block_octets += len(block)
             if len(self._blocks) >= _MEMORY or self._block_octets > _MEMORY_OCTETS:
                 self._blocks.clear()
+                self._elsewhere.clear()
                 self._block_octets = len(block)
             self._blocks[block] = read
+            if rest and rest not in self._elsewhere:
+                self._block_octets += len(rest)
+                self._elsewhere[rest] = read
         return read
+
+    def _with_next_hop(self, block: bytes, rest: bytes) -> Block | None:
+        """The block, where one without a fault is known that differs in its next hop alone, and this one is good."""
+        known = self._elsewhere.get(rest)
+        if known is None or known.attributes is None:
+            return None
+        origin, path, _, *others = known.attributes
+        at = 10 + block[6]
+        try:
+            next_hop = _next_hop(block[at : at + 4])
+        except Withdraw:
+            return None
+        return Block(Attributes._make((origin, path, next_hop, *others)), None, None, (), known.present)
 
     def _read(self, block: bytes) -> Block:
         values = _ABSENT.copy()
@@ -244,6 +267,14 @@ class AttributeDecoder:
 
 
 # ------------------------------------------------------------------------------------------- one a decoder
+
+
+def _without_next_hop(block: bytes) -> bytes:
+    """What is left of a block that begins with ORIGIN, AS_PATH and NEXT_HOP, as most do; empty for another."""
+    if len(block) < 14 or block[:3] != _ORIGIN or block[4:6] != _AS_PATH:
+        return b""
+    at = 7 + block[6]
+    return block[:at] + block[at + 7 :] if block[at : at + 3] == _NEXT_HOP and at + 7 <= len(block) else b""
 
 
 def _origin(value: bytes) -> int:

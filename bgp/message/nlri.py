@@ -40,8 +40,10 @@ class BadPrefix(ValueError):
 def split(family: Family, field: bytes) -> list[bytes]:
     """The prefixes of an NLRI field. Raises BadPrefix."""
     sizes = _SIZES[family]
-    prefixes = []
     position, end = 0, len(field)
+    if end > 1 and sizes[field[0]] == end and not field[-1] & _SPARE[field[0]]:
+        return [field]  # what a node says of its subnet
+    prefixes = []
     while position < end:
         length = field[position]
         size = sizes[length]

@@ -157,15 +157,15 @@ class Bulk:
         if verb == "delete":
             self._forget(obj)
             return
-        if isinstance(obj, FdbEntry):
-            self._ours.fdb[self._links.own[obj.dev], obj.mac] = obj.dst
-        elif isinstance(obj, Neighbour):
-            self._ours.keys["neighbour"][key or obj.key] = None
-        elif isinstance(obj, Route):
+        if isinstance(obj, Route):
             self._ours.keys["route"][key or obj.key] = None
             self._note(obj)
             if self._ours.blocked:
                 self._ours.blocked.discard(obj.key)
+        elif isinstance(obj, FdbEntry):
+            self._ours.fdb[self._links.own[obj.dev], obj.mac] = obj.dst
+        elif isinstance(obj, Neighbour):
+            self._ours.keys["neighbour"][key or obj.key] = None
 
     def _note(self, route: Route) -> None:
         if route.nexthop is not None:

@@ -177,6 +177,33 @@ def test_a_path_survives_a_session_of_two_octets(path: list[int], aggregator: tu
 
 
 @settings(deadline=None)
+@given(
+    attributes_values,
+    st.lists(octets, min_size=1, max_size=4),
+    st.none() | st.tuples(st.integers(0, 400), st.integers(0, 255)),
+)
+def test_what_is_remembered_changes_nothing(
+    attributes: Attributes, hops: list[bytes], damage: tuple[int, int] | None
+) -> None:
+    """Routes that differ in their next hop, as those of a mesh do, whole or damaged in the same place."""
+    known = UpdateDecoder(Family, AttributeDecoder(as4=True, internal=True))
+
+    def read(decoder: UpdateDecoder, body: bytes) -> object:
+        try:
+            return decoder.decode(body)
+        except RemoteError as error:
+            return error.code, error.subcode, error.data
+
+    for hop in (attributes.next_hop, *hops, attributes.next_hop):
+        (message,) = encode_announcement(Family.IPV4, attributes._replace(next_hop=hop), [b"\x08\x0a"], as4=True)
+        body = bytearray(message[19:])
+        if damage and damage[0] < len(body):
+            body[damage[0]] = damage[1]
+        one = bytes(body)
+        assert read(known, one) == read(UpdateDecoder(Family, AttributeDecoder(as4=True, internal=True)), one)
+
+
+@settings(deadline=None)
 @given(st.sampled_from(Family), st.data())
 def test_withdrawals(family: Family, data: st.DataObject) -> None:
     prefixes = data.draw(st.lists(prefix(family), min_size=1, max_size=600))

@@ -84,7 +84,7 @@ def test_rfc_8654_attributes_of_64_kib_are_not_kept() -> None:
     for number in range(100):
         communities = attribute(0xC0, 8, number.to_bytes(4, "big") * 16000)
         decoder.decode(body(BASE + communities, PREFIX))
-    for memory in (attributes._blocks, attributes._attributes):
+    for memory in (attributes._blocks, attributes._elsewhere, attributes._attributes):
         assert 0 < sum(map(len, memory)) <= 2 << 20
 
 

@@ -407,6 +407,9 @@ def test_a_decoder_forgets_rather_than_grow(monkeypatch: pytest.MonkeyPatch) -> 
         )
     assert len(attributes._blocks) <= 64
     assert len(attributes._attributes) <= 64
+    for number in range(1000):  # and of those that differ in more than the next hop
+        decoder.decode(body(BASE + attribute(0x80, 4, number.to_bytes(4, "big")), PREFIX))
+    assert 0 < len(attributes._elsewhere) <= 64
 
 
 def test_attributes_are_described_by_name() -> None:

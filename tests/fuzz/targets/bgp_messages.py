@@ -272,7 +272,7 @@ PLAIN_BLOCK = b"\x40\x03\x04" + HOP4
     seeds=_update_seeds,
 )
 def update(data: bytes) -> None:
-    """RFC 7606: routes with whole attributes, or withdrawn, or the session ends; remembered blocks change nothing.
+    """RFC 7606: routes with whole attributes, or withdrawn, or the session ends; what is remembered changes nothing.
 
     What is announced can be announced again, and then reads the same and without a fault.
     """
@@ -281,14 +281,19 @@ def update(data: bytes) -> None:
     flags, message = data[0], data[1:]
     families = (V6,) if flags & 4 else (V4,) if flags & 8 else (V4, V6)
     identified = (V4, V6) if flags & 16 else ()
-    decoder = UpdateDecoder(
-        families,
-        AttributeDecoder(as4=not flags & 2, internal=not flags & 1),
-        identified=identified,
-        extended=bool(flags & 32),
-    )
+
+    def fresh() -> UpdateDecoder:
+        attributes = AttributeDecoder(as4=not flags & 2, internal=not flags & 1)
+        return UpdateDecoder(families, attributes, identified=identified, extended=bool(flags & 32))
+
+    decoder = fresh()
     found = _decoded(decoder, message)
     assert _decoded(decoder, message) == found
+    before, header, behind = message.partition(PLAIN_BLOCK[:3])
+    if header and len(behind) >= 4:  # another next hop, a bad one too
+        for other in (bytes((172, 16, 0, 9)), behind[1:4] + behind[:1]):
+            sibling = before + header + other + behind[4:]
+            assert _decoded(decoder, sibling) == _decoded(fresh(), sibling)
     if not isinstance(found, Update):
         return
     check_update(found)
