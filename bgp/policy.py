@@ -48,7 +48,7 @@ class PrefixRange:
         if family is not self.family or not self.shortest <= prefix[0] <= self.longest:
             return False
         bits = self.prefix[0]
-        whole, rest = divmod(bits, 8)
+        whole, rest = bits >> 3, bits & 7
         if prefix[1 : 1 + whole] != self.prefix[1 : 1 + whole]:
             return False
         return not rest or prefix[1 + whole] >> (8 - rest) == self.prefix[1 + whole] >> (8 - rest)

@@ -172,7 +172,7 @@ class BgpService:
         for route in rib.candidates(wire) if rib is not None else ():
             if route.rejected:
                 return f"the route from {route.source.name} is not used: {route.rejected}"
-            if self._ways is not None and (way := self._ways.reach(route.attributes.next_hop)[1]).problem:
+            if self._ways is not None and (way := self._ways.reach(route.attributes.next_hop)).problem:
                 return way.problem
         return ""
 
@@ -420,7 +420,7 @@ class BgpService:
     # ------------------------------------------------------------------------------------- the speaker's routes
 
     def _metric(self, next_hop: bytes) -> int | None:
-        return self._ways.reach(next_hop)[1].metric if self._ways is not None else None
+        return self._ways.reach(next_hop).metric if self._ways is not None else None
 
     def _point_ways(self, context: Context) -> None:
         """The ways out of the host as they are now; what is reached in another way is decided and published anew."""

@@ -72,18 +72,13 @@ class Ways:
         inside = [ipaddress.ip_network(prefix) for prefix in networks if prefix is not None]
         self._inside = {net.version: (int(net.network_address), int(net.netmask)) for net in inside}
         self._taken = {route.dst for route in context.facts.routes}
-        self._known: dict[str, Way] = {}
-        self._reached: dict[bytes, tuple[str, Way]] = {}  # the same, as the speaker asks
-
-    def reach(self, next_hop: bytes) -> tuple[str, Way]:
-        """A next hop as it stands in a route: its text, and how it is reached."""
-        reached = self._reached.get(next_hop)
-        if reached is None:
-            text = address_text(next_hop)
-            reached = self._reached[next_hop] = (text, self.to(text))
-        return reached
+        self._known: dict[bytes, Way] = {}
 
     def to(self, next_hop: str) -> Way:
+        return self.reach(parse_address(next_hop))
+
+    def reach(self, next_hop: bytes) -> Way:
+        """`to`, of an address in octets, as the speaker has it."""
         way = self._known.get(next_hop)
         if way is None:
             way = self._known[next_hop] = self._find(next_hop)
@@ -93,11 +88,11 @@ class Ways:
         """Whether routes that `before` made would be made in another way."""
         if (self._taken, self._nexthops) != (before._taken, before._nexthops):
             return True
-        return any(self.to(next_hop) != way for next_hop, way in before._known.items())
+        return any(self.reach(next_hop) != way for next_hop, way in before._known.items())
 
-    def _find(self, next_hop: str) -> Way:
-        network, mask = self._inside.get(family_of(next_hop), (1, 0))
-        packed = parse_address(next_hop)
+    def _find(self, packed: bytes) -> Way:
+        next_hop = address_text(packed)
+        network, mask = self._inside.get(4 if len(packed) == 4 else 6, (1, 0))
         if int.from_bytes(packed, "big") & mask == network:
             return Way(problem=f"next hop {next_hop} is inside the containers' network")
         if not _is_host(packed):
@@ -161,9 +156,9 @@ class Ways:
 
     def _towards(self, dst: str, address: bytes) -> Way:
         """IPv4 may have a next hop of IPv6 (RFC 8950); in a tunnel each family has its own."""
-        next_hop, way = self.reach(address)
-        if way.member and family_of(dst) != family_of(next_hop):
-            return Way(problem=f"next hop {next_hop} is behind the tunnel for IPv{family_of(next_hop)}")
+        way = self.reach(address)
+        if way.member and family_of(dst) != (family := 4 if len(address) == 4 else 6):
+            return Way(problem=f"next hop {address_text(address)} is behind the tunnel for IPv{family}")
         return way
 
     def route(self, dst: str, next_hops: Sequence[bytes]) -> tuple[Route | None, str]:
