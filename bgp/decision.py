@@ -12,7 +12,7 @@ from bgp.message.codes import WellKnownCommunity
 from bgp.route import EXTERNAL, LOCAL, Route
 
 DEFAULT_LOCAL_PREF = 100
-_LLGR_STALE = int(WellKnownCommunity.LLGR_STALE)
+LLGR_STALE = int(WellKnownCommunity.LLGR_STALE)
 
 Metric = Callable[[bytes], int | None]
 """What it costs to reach a next hop; None when it cannot be reached."""
@@ -94,7 +94,7 @@ def _preference(route: Route) -> tuple[bool, bool, int, int, int]:
     local_pref = attributes.local_pref
     return (
         route.source.kind is not LOCAL,
-        _LLGR_STALE in attributes.communities,
+        LLGR_STALE in attributes.communities,
         -(DEFAULT_LOCAL_PREF if local_pref is None else local_pref),
         attributes.as_path.length,
         attributes.origin,

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bgp.decision import DEFAULT_LOCAL_PREF
+from bgp.decision import DEFAULT_LOCAL_PREF, LLGR_STALE
 from bgp.message import Attributes, Family
 from bgp.message.codes import MAX_MESSAGE_SIZE, WellKnownCommunity
 from bgp.policy import Policy
 from bgp.route import CLIENT, EXTERNAL, INTERNAL, LOCAL, Kind, Route
 
-_LLGR_STALE = int(WellKnownCommunity.LLGR_STALE)
 _IPV4 = Family.IPV4
 
 
@@ -63,7 +62,7 @@ def export(settings: ExportSettings, family: Family, prefix: bytes, route: Route
     attributes = route.attributes
     if not _may_go(settings.kind, route) or (settings.policy is None and not _by_default(settings.kind, route)):
         return None
-    unknown = not settings.long_lived and _LLGR_STALE in attributes.communities
+    unknown = not settings.long_lived and LLGR_STALE in attributes.communities
     if unknown and (settings.kind is EXTERNAL or not settings.long_lived_partial):
         return None  # RFC 9494 section 4.4
     base = _to_external(settings, route) if settings.kind is EXTERNAL else _to_internal(settings, route)

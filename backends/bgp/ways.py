@@ -47,6 +47,10 @@ class Way(NamedTuple):
         return None if self.hop is None else TUNNEL if self.member else DIRECT
 
 
+def _family(address: bytes) -> Family:
+    return 4 if len(address) == 4 else 6
+
+
 def _is_host(address: bytes) -> bool:
     return is_host(address) and (len(address) == 4 or not ipaddress.IPv6Address(address).is_reserved)
 
@@ -91,8 +95,8 @@ class Ways:
         return any(self.reach(next_hop) != way for next_hop, way in before._known.items())
 
     def _find(self, packed: bytes) -> Way:
-        next_hop = address_text(packed)
-        network, mask = self._inside.get(4 if len(packed) == 4 else 6, (1, 0))
+        next_hop, family = address_text(packed), _family(packed)
+        network, mask = self._inside.get(family, (1, 0))
         if int.from_bytes(packed, "big") & mask == network:
             return Way(problem=f"next hop {next_hop} is inside the containers' network")
         if not _is_host(packed):
@@ -102,7 +106,7 @@ class Ways:
         if dev is not None and dev.startswith("na-"):
             dev = None
         if self._tunnel and member and not (dev is not None and self._options.cross_subnet):
-            return self._through(member, family_of(next_hop))
+            return self._through(member, family)
         if dev is not None:
             return Way(Hop(dev, next_hop))
         return Way(problem=f"next hop {next_hop} is not on a link of this host")
@@ -157,8 +161,8 @@ class Ways:
     def _towards(self, dst: str, address: bytes) -> Way:
         """IPv4 may have a next hop of IPv6 (RFC 8950); in a tunnel each family has its own."""
         way = self.reach(address)
-        if way.member and family_of(dst) != (family := 4 if len(address) == 4 else 6):
-            return Way(problem=f"next hop {address_text(address)} is behind the tunnel for IPv{family}")
+        if way.member and family_of(dst) != _family(address):
+            return Way(problem=f"next hop {address_text(address)} is behind the tunnel for IPv{_family(address)}")
         return way
 
     def route(self, dst: str, next_hops: Sequence[bytes]) -> tuple[Route | None, str]:
